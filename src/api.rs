@@ -1,0 +1,60 @@
+//! One request to the Platform API: with the current token, and once more with a new one when the
+//! platform refuses it.
+
+use crate::auth::TokenSource;
+use crate::call::{Call, Caller, Purpose};
+use crate::clock::Cancel;
+use crate::error::Result;
+use crate::http::{Method, Request, Response};
+use crate::target::Write;
+
+/// The Platform API at one address, with one identity.
+pub(crate) struct Api {
+    pub(crate) base_url: String,
+    pub(crate) tokens: TokenSource,
+    pub(crate) caller: Caller,
+}
+
+impl Api {
+    pub(crate) fn get(
+        &self,
+        call: &mut Call<'_>,
+        path: &str,
+        cancel: Option<&Cancel>,
+    ) -> Result<Response> {
+        let request = Request::new(Method::Get, format!("{}{path}", self.base_url));
+        self.send(call, request, Purpose::Read, cancel)
+    }
+
+    pub(crate) fn write(
+        &self,
+        call: &mut Call<'_>,
+        write: Write,
+        cancel: Option<&Cancel>,
+    ) -> Result<Response> {
+        let mut request = Request::new(write.method, format!("{}{}", self.base_url, write.path));
+        request.if_match = write.if_match;
+        request.body = Some(write.body);
+        self.send(call, request, Purpose::Write, cancel)
+    }
+
+    fn send(
+        &self,
+        call: &mut Call<'_>,
+        mut request: Request,
+        purpose: Purpose,
+        cancel: Option<&Cancel>,
+    ) -> Result<Response> {
+        let mut renewed = false;
+        loop {
+            let token = self.tokens.token(cancel)?;
+            request.authorization = Some(token.header.clone());
+            let response = self.caller.send(call, &mut request, purpose)?;
+            if response.status != 401 || renewed || !self.tokens.can_renew() {
+                return Ok(response);
+            }
+            self.tokens.invalidate(&token);
+            renewed = true;
+        }
+    }
+}

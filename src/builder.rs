@@ -1,0 +1,477 @@
+//! The settings of a client: from code, from the environment, checked once.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use crate::api::Api;
+use crate::audit::{AuditMode, AuditSink};
+use crate::auth::{Credentials, TokenSource};
+use crate::call::{Caller, Seeds};
+use crate::client::{Audit, Client, EndedPolicy, Inner};
+use crate::clock::{Clock, SystemClock};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Hook, Listeners, UpdateEvent};
+use crate::http::{ProxyChoice, Timeouts, Transport, TransportOptions, UreqTransport, base_url};
+use crate::limiter::{Limiter, RateLimit};
+use crate::metrics::Counters;
+use crate::region::Region;
+use crate::retry::RetryPolicy;
+use crate::secret::Secret;
+use crate::validate::ValidationLimits;
+use crate::version_cache::{Turns, VersionCache};
+
+/// Makes a [`Client`]. Every setting has a default; all are checked in
+/// [`build`](ClientBuilder::build).
+///
+/// ```
+/// use genesys_attributes::{Client, Credentials, RateLimit, Region, RetryPolicy};
+///
+/// let client = Client::builder(Region::parse("eu-west-1")?, Credentials::new("id", "secret"))
+///     .rate_limit(RateLimit::per_minute(120))
+///     .retry(RetryPolicy::default().with_max_attempts(6))
+///     .metadata_source("crm-sync")
+///     .on_update(|event| println!("{} changed", event.conversation_id))
+///     .build()?;
+/// # Ok::<(), genesys_attributes::Error>(())
+/// ```
+pub struct ClientBuilder {
+    region: Option<Region>,
+    credentials: Credentials,
+    base_url: Option<String>,
+    login_url: Option<String>,
+    allow_http: bool,
+    transport_options: TransportOptions,
+    retry: RetryPolicy,
+    rate_limit: RateLimit,
+    limits: ValidationLimits,
+    metadata_source: String,
+    ended: EndedPolicy,
+    hooks: Vec<Hook>,
+    secure_values_in_events: bool,
+    audit: Option<Arc<dyn AuditSink>>,
+    audit_mode: AuditMode,
+    audit_values: bool,
+    version_cache: usize,
+    transport: Option<Arc<dyn Transport>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Client {
+    /// Starts the settings of a client for a region and credentials.
+    pub fn builder(region: Region, credentials: Credentials) -> ClientBuilder {
+        ClientBuilder::new(Some(region), credentials)
+    }
+
+    /// A client with the settings of the environment; see [`ClientBuilder::from_env`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`], naming the variable that is missing or wrong.
+    pub fn from_env() -> Result<Client> {
+        ClientBuilder::from_env()?.build()
+    }
+}
+
+/// The brief's names, and those of the official command line and Terraform provider.
+const BRIEF: [&str; 3] = [
+    "GENESYS_CLOUD_REGION",
+    "GENESYS_CLOUD_CLIENT_ID",
+    "GENESYS_CLOUD_CLIENT_SECRET",
+];
+const OFFICIAL: [&str; 4] = [
+    "GENESYSCLOUD_REGION",
+    "GENESYSCLOUD_OAUTHCLIENT_ID",
+    "GENESYSCLOUD_OAUTHCLIENT_SECRET",
+    "GENESYSCLOUD_ACCESS_TOKEN",
+];
+const BASE_URL: &str = "GENESYS_CLOUD_BASE_URL";
+
+impl ClientBuilder {
+    fn new(region: Option<Region>, credentials: Credentials) -> ClientBuilder {
+        ClientBuilder {
+            region,
+            credentials,
+            base_url: None,
+            login_url: None,
+            allow_http: false,
+            transport_options: TransportOptions {
+                timeouts: Timeouts::default(),
+                proxy: ProxyChoice::Environment,
+                root_certificates: None,
+                max_idle_connections: 64,
+                max_response_body: 1 << 20,
+                user_agent: concat!("genesys-attributes/", env!("CARGO_PKG_VERSION")).to_owned(),
+            },
+            retry: RetryPolicy::default(),
+            rate_limit: RateLimit::default(),
+            limits: ValidationLimits::default(),
+            metadata_source: "external-integration".to_owned(),
+            ended: EndedPolicy::default(),
+            hooks: Vec::new(),
+            secure_values_in_events: false,
+            audit: None,
+            audit_mode: AuditMode::default(),
+            audit_values: false,
+            version_cache: 10_000,
+            transport: None,
+            clock: Arc::new(SystemClock),
+        }
+    }
+
+    /// Takes region and credentials from the environment: one whole family of variables, never a
+    /// mixture of two.
+    ///
+    /// 1. `GENESYS_CLOUD_REGION`, `GENESYS_CLOUD_CLIENT_ID` and `GENESYS_CLOUD_CLIENT_SECRET`, if
+    ///    any of the three is set;
+    /// 2. else `GENESYSCLOUD_REGION` with `GENESYSCLOUD_ACCESS_TOKEN`, or with
+    ///    `GENESYSCLOUD_OAUTHCLIENT_ID` and `GENESYSCLOUD_OAUTHCLIENT_SECRET`.
+    ///
+    /// `GENESYS_CLOUD_BASE_URL` goes with both, for a sandbox or gateway; the region may then be
+    /// left out. An empty variable counts as one that is not set.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`], naming the variable that is missing or wrong.
+    pub fn from_env() -> Result<ClientBuilder> {
+        ClientBuilder::from_variables(|name| match std::env::var(name) {
+            Ok(value) => Ok(Some(value)),
+            Err(std::env::VarError::NotPresent) => Ok(None),
+            Err(std::env::VarError::NotUnicode(_)) => Err(Error::config(name, "is not UTF-8")),
+        })
+    }
+
+    /// As [`ClientBuilder::from_env`], with the variables from anywhere: `lookup` gives the value
+    /// of a name.
+    ///
+    /// # Errors
+    ///
+    /// As [`ClientBuilder::from_env`], and whatever `lookup` returns.
+    ///
+    /// ```
+    /// use genesys_attributes::ClientBuilder;
+    ///
+    /// let error = ClientBuilder::from_variables(|name| {
+    ///     Ok((name == "GENESYS_CLOUD_CLIENT_ID").then(|| "id".to_owned()))
+    /// })
+    /// .err()
+    /// .unwrap();
+    /// assert!(error.to_string().contains("GENESYS_CLOUD_CLIENT_SECRET"));
+    /// ```
+    pub fn from_variables(
+        lookup: impl Fn(&str) -> Result<Option<String>>,
+    ) -> Result<ClientBuilder> {
+        let get = |name: &str| lookup(name).map(|value| value.filter(|v| !v.trim().is_empty()));
+        let base = get(BASE_URL)?;
+        let missing = |name: &str, family: &[&str]| {
+            Error::new(
+                ErrorKind::Config,
+                format!("{name} is not set; set all of {}", family.join(", ")),
+            )
+        };
+        let region = |name: &str, family: &[&str]| match get(name)? {
+            Some(text) => Region::parse(&text)
+                .map(Some)
+                .map_err(|e| Error::config(name, e)),
+            None if base.is_some() => Ok(None),
+            None => Err(missing(name, family)),
+        };
+        let any = |names: &[&str]| -> Result<bool> {
+            for name in names {
+                if get(name)?.is_some() {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        let (region, credentials) = if any(&BRIEF)? || !any(&OFFICIAL)? {
+            let [region_name, id, secret] = BRIEF;
+            let require = |name| get(name)?.ok_or_else(|| missing(name, &BRIEF));
+            (
+                region(region_name, &BRIEF)?,
+                Credentials::new(require(id)?, require(secret)?),
+            )
+        } else {
+            let [region_name, id, secret, token] = OFFICIAL;
+            let family = [region_name, id, secret];
+            let require = |name| get(name)?.ok_or_else(|| missing(name, &family));
+            let region = region(region_name, &family)?;
+            match get(token)? {
+                Some(token) => (region, Credentials::access_token(token)),
+                None => (region, Credentials::new(require(id)?, require(secret)?)),
+            }
+        };
+        let mut builder = ClientBuilder::new(region, credentials);
+        builder.base_url = base;
+        Ok(builder)
+    }
+
+    /// Sends API and login requests to this address instead of the region's: a sandbox, a test
+    /// server or a gateway. A path in it is kept.
+    pub fn base_url(mut self, url: impl Into<String>) -> ClientBuilder {
+        self.base_url = Some(url.into());
+        self
+    }
+
+    /// Sends login requests to this address, where it differs from [`ClientBuilder::base_url`].
+    pub fn login_url(mut self, url: impl Into<String>) -> ClientBuilder {
+        self.login_url = Some(url.into());
+        self
+    }
+
+    /// Allows plain http to hosts other than loopback. The token then travels in the clear.
+    pub fn allow_http(mut self, allow: bool) -> ClientBuilder {
+        self.allow_http = allow;
+        self
+    }
+
+    /// Sets the time limits of one request. Default [`Timeouts::default`].
+    pub fn timeouts(mut self, timeouts: Timeouts) -> ClientBuilder {
+        self.transport_options.timeouts = timeouts;
+        self
+    }
+
+    /// Sets how often and for how long to try. Default [`RetryPolicy::default`].
+    pub fn retry(mut self, policy: RetryPolicy) -> ClientBuilder {
+        self.retry = policy;
+        self
+    }
+
+    /// Sets the client's own rate limit. Default 300 requests a minute.
+    pub fn rate_limit(mut self, rate: RateLimit) -> ClientBuilder {
+        self.rate_limit = rate;
+        self
+    }
+
+    /// Sets the limits of keys, values and bodies. Default [`ValidationLimits::default`].
+    pub fn validation_limits(mut self, limits: ValidationLimits) -> ClientBuilder {
+        self.limits = limits;
+        self
+    }
+
+    /// Sets the `metadata.source` of conversation updates. Default `external-integration`, the
+    /// brief's.
+    pub fn metadata_source(mut self, source: impl Into<String>) -> ClientBuilder {
+        self.metadata_source = source.into();
+        self
+    }
+
+    /// Sets what to do about conversations that are over. Default [`EndedPolicy::Warn`].
+    pub fn ended_conversations(mut self, policy: EndedPolicy) -> ClientBuilder {
+        self.ended = policy;
+        self
+    }
+
+    /// Adds a hook that is called with every applied update.
+    ///
+    /// Hooks run on the thread that updates, in the order they were added, with no lock held: they
+    /// may use the client. One that panics is counted and logged, and the others still run. Their
+    /// time is the caller's; for work that takes long use [`Client::subscribe`].
+    pub fn on_update(
+        mut self,
+        hook: impl Fn(&UpdateEvent) + Send + Sync + 'static,
+    ) -> ClientBuilder {
+        self.hooks.push(Box::new(hook));
+        self
+    }
+
+    /// Puts the values of secure attributes into events, which otherwise hold only their keys.
+    pub fn secure_values_in_events(mut self, include: bool) -> ClientBuilder {
+        self.secure_values_in_events = include;
+        self
+    }
+
+    /// Records every update in `sink`. Default: no audit.
+    pub fn audit(mut self, sink: impl AuditSink + 'static) -> ClientBuilder {
+        self.audit = Some(Arc::new(sink));
+        self
+    }
+
+    /// Sets what happens when an intent cannot be recorded. Default [`AuditMode::BestEffort`].
+    pub fn audit_mode(mut self, mode: AuditMode) -> ClientBuilder {
+        self.audit_mode = mode;
+        self
+    }
+
+    /// Puts attribute values into audit records, which otherwise hold only their keys. Values may
+    /// be personal data. Those of secure attributes never are recorded.
+    pub fn audit_values(mut self, include: bool) -> ClientBuilder {
+        self.audit_values = include;
+        self
+    }
+
+    /// Sends requests to other than loopback hosts through this proxy, such as
+    /// `http://user:password@proxy:8080`. Default: what `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY`
+    /// and `NO_PROXY` say.
+    pub fn proxy(mut self, url: impl Into<String>) -> ClientBuilder {
+        self.transport_options.proxy = ProxyChoice::Url(Secret::new(url));
+        self
+    }
+
+    /// Uses no proxy, whatever the environment says.
+    pub fn no_proxy(mut self) -> ClientBuilder {
+        self.transport_options.proxy = ProxyChoice::None;
+        self
+    }
+
+    /// Trusts these certificate authorities, and no others: PEM text. It replaces the built-in
+    /// set of Mozilla's.
+    pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> ClientBuilder {
+        self.transport_options.root_certificates = Some(pem.into());
+        self
+    }
+
+    /// Sets how many idle connections are kept, in all and for one host. Default 64. Give at
+    /// least the number of threads that update at the same time.
+    pub fn max_idle_connections(mut self, connections: usize) -> ClientBuilder {
+        self.transport_options.max_idle_connections = connections;
+        self
+    }
+
+    /// Sets the largest response body that is read, in bytes. Default 1 MiB.
+    pub fn max_response_body(mut self, bytes: usize) -> ClientBuilder {
+        self.transport_options.max_response_body = bytes;
+        self
+    }
+
+    /// Sets how many conversations' versions and participants are remembered. Default 10,000; 0
+    /// makes every update a cold one.
+    pub fn version_cache(mut self, capacity: usize) -> ClientBuilder {
+        self.version_cache = capacity;
+        self
+    }
+
+    /// Sets the `User-Agent`. Default `genesys-attributes/` and the version.
+    pub fn user_agent(mut self, name: impl Into<String>) -> ClientBuilder {
+        self.transport_options.user_agent = name.into();
+        self
+    }
+
+    /// Sends requests by another transport than the built-in one; the settings of timeouts, proxy,
+    /// certificates, connections, body size and user agent are then that transport's.
+    pub fn transport(mut self, transport: impl Transport + 'static) -> ClientBuilder {
+        self.transport = Some(Arc::new(transport));
+        self
+    }
+
+    /// Takes the time from another clock; for tests.
+    pub fn clock(mut self, clock: impl Clock + 'static) -> ClientBuilder {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Checks the settings and makes the client. No request is sent before the first update.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`], naming the setting that is wrong.
+    pub fn build(self) -> Result<Client> {
+        self.credentials.check()?;
+        self.retry.check()?;
+        self.rate_limit.check()?;
+        self.limits.check()?;
+        let options = &self.transport_options;
+        options.timeouts.check()?;
+        let agent = &options.user_agent;
+        if agent.is_empty() || !agent.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+            return Err(Error::config("user_agent", "must be printable ASCII"));
+        }
+        if !(1..=1 << 30).contains(&options.max_response_body) {
+            return Err(Error::config(
+                "max_response_body",
+                "must be between 1 byte and 1 GiB",
+            ));
+        }
+
+        let api_url = self.address("base_url", &self.base_url, Region::api_url)?;
+        let login = self.login_url.as_ref().or(self.base_url.as_ref()).cloned();
+        let login_url = self.address("login_url", &login, Region::login_url)?;
+        let transport = match self.transport {
+            Some(transport) => transport,
+            None => {
+                if !cfg!(feature = "rustls")
+                    && [&api_url, &login_url]
+                        .iter()
+                        .any(|u| u.starts_with("https"))
+                {
+                    return Err(Error::config(
+                        "base_url",
+                        "https needs the feature \"rustls\" of this library, or a transport of \
+                         your own",
+                    ));
+                }
+                Arc::new(UreqTransport::new(options)?)
+            }
+        };
+
+        let counters = Arc::new(Counters::default());
+        let caller = |rate| Caller {
+            transport: transport.clone(),
+            clock: self.clock.clone(),
+            counters: counters.clone(),
+            policy: self.retry,
+            limiter: Limiter::new(rate),
+            longest_request: options.timeouts.sum(),
+            seeds: Seeds::new(),
+        };
+        let started = self
+            .clock
+            .wall()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        Ok(Client::from_inner(Inner {
+            api: Api {
+                base_url: api_url,
+                // The token endpoint has a limit of its own, and so a pause of its own.
+                tokens: TokenSource::new(
+                    self.credentials,
+                    login_url,
+                    caller(RateLimit::unlimited()),
+                ),
+                caller: caller(self.rate_limit),
+            },
+            clock: self.clock.clone(),
+            counters: counters.clone(),
+            listeners: Listeners::new(self.hooks),
+            audit: self.audit.map(|sink| Audit {
+                sink,
+                mode: self.audit_mode,
+                values: self.audit_values,
+                prefix: format!("{:x}-{:x}", started.as_micros(), std::process::id()),
+                sequence: AtomicU64::new(0),
+            }),
+            limits: self.limits,
+            metadata_source: self.metadata_source,
+            ended: self.ended,
+            secure_values_in_events: self.secure_values_in_events,
+            memory: VersionCache::new(self.version_cache),
+            turns: Turns::default(),
+            in_flight: Default::default(),
+        }))
+    }
+
+    /// A given address, or else the region's.
+    fn address(
+        &self,
+        name: &str,
+        given: &Option<String>,
+        of_region: fn(&Region) -> String,
+    ) -> Result<String> {
+        let text = match (given, &self.region) {
+            (Some(url), _) => url.trim().to_owned(),
+            (None, Some(region)) => of_region(region),
+            (None, None) => return Err(Error::config(name, "neither it nor a region is given")),
+        };
+        base_url(&text, self.allow_http).map_err(|problem| Error::config(name, problem))
+    }
+}
+
+impl fmt::Debug for ClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientBuilder")
+            .field("region", &self.region)
+            .field("credentials", &self.credentials)
+            .field("base_url", &self.base_url)
+            .finish_non_exhaustive()
+    }
+}

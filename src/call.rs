@@ -1,0 +1,283 @@
+//! The only loop that sends: ask the limiter and the retry machine, send, count, sleep, feed the
+//! outcome back.
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use log::{debug, warn};
+
+use crate::clock::{Cancel, Clock, retry_after, sleep_unless};
+use crate::error::{Error, ErrorKind, Result, Sent};
+use crate::http::{Body, Request, Response, Transport, TransportError};
+use crate::limiter::Limiter;
+use crate::metrics::Counters;
+use crate::retry::{Outcome, Retry, RetryPolicy, Step};
+
+/// What a request is for: what an unclear end of it means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Its answer is all that matters: one that cannot be read is asked for again.
+    Read,
+    /// It changes the platform's state: an end without an answer leaves that open.
+    Write,
+    /// The token endpoint, which throttles in a way of its own.
+    Token,
+}
+
+/// Sends requests to one service, under that service's limit.
+pub(crate) struct Caller {
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) policy: RetryPolicy,
+    pub(crate) limiter: Limiter,
+    /// The longest that one request takes by the limits of its phases.
+    pub(crate) longest_request: Duration,
+    pub(crate) seeds: Seeds,
+}
+
+/// Where the jitter of each call starts.
+pub(crate) struct Seeds(AtomicU64);
+
+impl Seeds {
+    pub(crate) fn new() -> Seeds {
+        // The only randomness that std offers.
+        let seed = std::collections::hash_map::RandomState::new()
+            .build_hasher()
+            .finish();
+        Seeds(AtomicU64::new(seed))
+    }
+
+    fn next(&self) -> u64 {
+        self.0.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed)
+    }
+}
+
+/// The state of one call of the library: what it has sent so far, over all of its requests.
+pub(crate) struct Call<'c> {
+    retry: Retry,
+    cancel: Option<&'c Cancel>,
+    /// Writes sent.
+    pub(crate) attempts: u32,
+    /// Requests sent.
+    pub(crate) requests: u32,
+    /// A write ended without an answer: the platform may have applied it.
+    pub(crate) may_have_applied: bool,
+    started: Option<Instant>,
+    ended: Option<Instant>,
+}
+
+impl Call<'_> {
+    /// From the first request to the end of the last.
+    pub(crate) fn latency(&self) -> Duration {
+        match (self.started, self.ended) {
+            (Some(started), Some(ended)) => ended.saturating_duration_since(started),
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+/// Gives a slot of the limiter back, also when the transport panics.
+struct Slot<'a>(&'a Caller);
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.0.limiter.release(self.0.clock.now());
+    }
+}
+
+impl Caller {
+    pub(crate) fn begin<'c>(&self, cancel: Option<&'c Cancel>) -> Call<'c> {
+        Call {
+            retry: Retry::new(self.policy, self.longest_request, self.seeds.next()),
+            cancel,
+            attempts: 0,
+            requests: 0,
+            may_have_applied: false,
+            started: None,
+            ended: None,
+        }
+    }
+
+    /// Sends `request` until there is an answer that a retry would not change, or the attempts or
+    /// the time run out. The answer may be of any status.
+    ///
+    /// # Errors
+    ///
+    /// The last transport error when there was no answer; `Cancelled`.
+    pub(crate) fn send(
+        &self,
+        call: &mut Call<'_>,
+        request: &mut Request,
+        purpose: Purpose,
+    ) -> Result<Response> {
+        call.retry.begin();
+        let mut last: Option<Result<Response, Error>> = None;
+        loop {
+            self.await_permission(call)?;
+            let slot = Slot(self);
+            let now = self.clock.now();
+            match call.retry.permitted(now) {
+                Step::Send { timeout } => request.timeout = timeout,
+                _ => return last.unwrap_or_else(|| Err(self.too_late())),
+            }
+            call.started.get_or_insert(now);
+            if purpose != Purpose::Token {
+                call.requests += 1;
+                self.counters.requests.increment();
+            }
+            if purpose == Purpose::Write {
+                call.attempts += 1;
+            }
+            if last.is_some() {
+                self.counters.retries.increment();
+            }
+            let result = self.transport.send(request);
+            drop(slot);
+            let now = self.clock.now();
+            call.ended = Some(now);
+
+            let outcome = self.judge(call, request, purpose, &result);
+            let result = result.map_err(|failure| failure.error);
+            let delay = match outcome.map(|outcome| (outcome, call.retry.after(outcome, now))) {
+                Some((outcome, Step::Wait(delay))) => {
+                    if matches!(outcome, Outcome::Throttled { .. }) {
+                        self.limiter.pause(now + delay);
+                    }
+                    delay
+                }
+                _ => return result,
+            };
+            debug!(
+                "{} {} will be sent again in {delay:?}",
+                request.method.as_str(),
+                request.url
+            );
+            self.sleep(delay, call.cancel)?;
+            last = Some(result);
+        }
+    }
+
+    /// Waits out a conflict's backoff; `false` when no further attempt is allowed.
+    pub(crate) fn settle_conflict(&self, call: &mut Call<'_>) -> Result<bool> {
+        match call.retry.conflicted(self.clock.now()) {
+            Step::Wait(delay) => {
+                self.sleep(delay, call.cancel)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// The wait that a response asks for.
+    pub(crate) fn retry_after(&self, response: &Response) -> Option<Duration> {
+        retry_after(response.header("retry-after")?, self.clock.wall())
+    }
+
+    /// What a result means for retrying; `None` when there is no point in it. Counts it, and marks
+    /// the call when the platform may have applied a write.
+    fn judge(
+        &self,
+        call: &mut Call<'_>,
+        request: &Request,
+        purpose: Purpose,
+        result: &std::result::Result<Response, TransportError>,
+    ) -> Option<Outcome> {
+        let response = match result {
+            Ok(response) => response,
+            Err(TransportError { error, sent }) => {
+                self.counters.transport_errors.increment();
+                warn!("{} {}: {error}", request.method.as_str(), request.url);
+                if *sent != Sent::No && purpose == Purpose::Write {
+                    call.may_have_applied = true;
+                }
+                let hopeless = *sent == Sent::No && !error.is_transient();
+                return (!hopeless).then_some(Outcome::Fault);
+            }
+        };
+        debug!(
+            "{} {} answered {}",
+            request.method.as_str(),
+            request.url,
+            response.status
+        );
+        if response.status >= 500 {
+            self.counters.server_errors.increment();
+        }
+        Some(match response.status {
+            429 => self.throttled(response),
+            400 if purpose == Purpose::Token && says_throttled(response) => {
+                self.throttled(response)
+            }
+            408 | 500 | 502 | 503 | 504 => {
+                if purpose == Purpose::Write {
+                    call.may_have_applied = true;
+                }
+                Outcome::Fault
+            }
+            200..=299 if purpose != Purpose::Write && matches!(response.body, Body::Broken(_)) => {
+                self.counters.transport_errors.increment();
+                Outcome::Fault
+            }
+            _ => Outcome::Settled,
+        })
+    }
+
+    fn throttled(&self, response: &Response) -> Outcome {
+        self.counters.rate_limited.increment();
+        Outcome::Throttled {
+            retry_after: self.retry_after(response),
+        }
+    }
+
+    /// Takes a slot of the limiter. The wait for it is outside of the deadline.
+    fn await_permission(&self, call: &mut Call<'_>) -> Result<()> {
+        loop {
+            if call.cancel.is_some_and(Cancel::is_cancelled) {
+                return Err(cancelled());
+            }
+            let now = self.clock.now();
+            let Err(wait) = self.limiter.acquire(now) else {
+                return Ok(());
+            };
+            self.sleep(wait, call.cancel)?;
+            call.retry
+                .extend(self.clock.now().saturating_duration_since(now));
+        }
+    }
+
+    fn sleep(&self, duration: Duration, cancel: Option<&Cancel>) -> Result<()> {
+        if sleep_unless(self.clock.as_ref(), duration, cancel) {
+            Ok(())
+        } else {
+            Err(cancelled())
+        }
+    }
+
+    fn too_late(&self) -> Error {
+        Error::new(
+            ErrorKind::Timeout,
+            format!(
+                "the deadline of {} s for one update passed",
+                self.policy.deadline.as_secs_f64()
+            ),
+        )
+    }
+}
+
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, "cancelled by the caller")
+}
+
+/// The token endpoint's own way to say 429, which the official Terraform provider recognizes by
+/// the same words.
+pub(crate) fn says_throttled(response: &Response) -> bool {
+    match &response.body {
+        Body::Whole(bytes) => String::from_utf8_lossy(bytes)
+            .to_ascii_lowercase()
+            .contains("rate limit exceeded"),
+        _ => false,
+    }
+}

@@ -1,0 +1,232 @@
+//! How fast requests may go: the client's own rate limit, and the pause that everybody keeps
+//! after the platform said 429. Takes the time, answers "go" or "wait this long".
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crate::clock::lock;
+use crate::error::{Error, Result};
+
+/// How many API requests a client sends at most, over all of its clones and threads.
+///
+/// The default is 300 a minute, the platform's documented limit for one token
+/// (`client.credentials.token.rate.per.minute`).
+///
+/// ```
+/// use genesys_attributes::RateLimit;
+///
+/// assert_eq!(RateLimit::default(), RateLimit::per_minute(300));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    per_minute: Option<u32>,
+}
+
+impl Default for RateLimit {
+    fn default() -> RateLimit {
+        RateLimit::per_minute(300)
+    }
+}
+
+impl RateLimit {
+    /// At most this many requests in any 60 seconds. A burst may use them all at once.
+    pub fn per_minute(requests: u32) -> RateLimit {
+        RateLimit {
+            per_minute: Some(requests),
+        }
+    }
+
+    /// No limit of the client's own; a 429 still pauses every thread.
+    pub fn unlimited() -> RateLimit {
+        RateLimit { per_minute: None }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.per_minute {
+            Some(0) => Err(Error::config(
+                "rate_limit",
+                "must allow at least 1 request a minute",
+            )),
+            Some(n) if n > 1_000_000 => Err(Error::config(
+                "rate_limit",
+                "must be at most 1000000 a minute; for none use RateLimit::unlimited()",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A slot frees this long after the *response* to its request came. The server saw the request
+/// before that, so no 60 seconds at the server ever hold more requests than there are slots.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// A sliding log of the requests of the last minute.
+#[derive(Debug)]
+pub(crate) struct Limiter {
+    slots: Option<usize>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    in_flight: usize,
+    /// When the slots of past requests become free, in order.
+    frees: VecDeque<Instant>,
+    paused_until: Option<Instant>,
+}
+
+impl Limiter {
+    pub(crate) fn new(rate: RateLimit) -> Limiter {
+        Limiter {
+            slots: rate.per_minute.map(|n| n as usize),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Takes a slot, or says how long it is until there may be one. A taken slot must be given
+    /// back with [`Limiter::release`].
+    pub(crate) fn acquire(&self, now: Instant) -> Result<(), Duration> {
+        let mut state = lock(&self.state);
+        if let Some(until) = state.paused_until {
+            if now < until {
+                return Err(until - now);
+            }
+            state.paused_until = None;
+        }
+        let Some(slots) = self.slots else {
+            return Ok(());
+        };
+        while state.frees.front().is_some_and(|free| *free <= now) {
+            state.frees.pop_front();
+        }
+        if state.in_flight + state.frees.len() < slots {
+            state.in_flight += 1;
+            return Ok(());
+        }
+        // With all slots in flight, none frees before one answers and its window passes.
+        Err(state.frees.front().map_or(WINDOW, |free| *free - now))
+    }
+
+    /// The response to a request came, or its failure.
+    pub(crate) fn release(&self, now: Instant) {
+        if self.slots.is_some() {
+            let mut state = lock(&self.state);
+            state.in_flight = state.in_flight.saturating_sub(1);
+            state.frees.push_back(now + WINDOW);
+        }
+    }
+
+    /// Nobody sends before `until`.
+    pub(crate) fn pause(&self, until: Instant) {
+        let mut state = lock(&self.state);
+        state.paused_until = state.paused_until.max(Some(until));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, ManualClock};
+    use proptest::prelude::*;
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn a_burst_uses_all_slots_and_the_next_waits_for_the_first_response() {
+        let clock = ManualClock::new();
+        let limiter = Limiter::new(RateLimit::per_minute(3));
+        for _ in 0..3 {
+            assert_eq!(limiter.acquire(clock.now()), Ok(()));
+        }
+        // All in flight: nothing frees within a window.
+        assert_eq!(limiter.acquire(clock.now()), Err(WINDOW));
+        clock.advance(ms(100));
+        limiter.release(clock.now());
+        clock.advance(ms(50));
+        limiter.release(clock.now());
+        assert_eq!(limiter.acquire(clock.now()), Err(WINDOW - ms(50)));
+        clock.advance(WINDOW - ms(50));
+        assert_eq!(limiter.acquire(clock.now()), Ok(()));
+        assert_eq!(limiter.acquire(clock.now()), Err(ms(50)));
+    }
+
+    #[test]
+    fn a_pause_holds_everybody_and_a_shorter_one_does_not_end_it() {
+        let clock = ManualClock::new();
+        for rate in [RateLimit::unlimited(), RateLimit::default()] {
+            let limiter = Limiter::new(rate);
+            limiter.pause(clock.now() + ms(7_000));
+            limiter.pause(clock.now() + ms(2_000));
+            assert_eq!(limiter.acquire(clock.now()), Err(ms(7_000)));
+            assert_eq!(limiter.acquire(clock.now() + ms(7_000)), Ok(()));
+            assert_eq!(limiter.acquire(clock.now() + ms(7_001)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn rates_are_checked() {
+        assert!(RateLimit::per_minute(0).check().is_err());
+        assert!(RateLimit::per_minute(u32::MAX).check().is_err());
+        assert!(RateLimit::per_minute(1).check().is_ok());
+        assert!(RateLimit::unlimited().check().is_ok());
+    }
+
+    proptest! {
+        /// Requests arrive at the server at any moment between their start and their response.
+        /// No 60 seconds there hold more than the limit, and a refusal is never spurious or zero.
+        #[test]
+        fn no_window_at_the_server_exceeds_the_limit(
+            slots in 1u32..8,
+            steps in prop::collection::vec((0u64..20_000, 0u64..3_000, 0u64..1_000), 1..120),
+        ) {
+            let clock = ManualClock::new();
+            let limiter = Limiter::new(RateLimit::per_minute(slots));
+            let start = clock.now();
+            let mut arrivals = Vec::new();
+            for (idle, took, share) in steps {
+                clock.advance(ms(idle));
+                if let Err(wait) = limiter.acquire(clock.now()) {
+                    prop_assert!(!wait.is_zero());
+                    clock.advance(wait);
+                    prop_assert_eq!(limiter.acquire(clock.now()), Ok(()));
+                }
+                arrivals.push(clock.now() - start + ms(took * share / 1_000));
+                clock.advance(ms(took));
+                limiter.release(clock.now());
+            }
+            for (i, from) in arrivals.iter().enumerate() {
+                let within = arrivals[i..].iter().filter(|a| **a < *from + WINDOW).count();
+                prop_assert!(within <= slots as usize, "{} at {:?}", within, from);
+            }
+        }
+
+        /// With work always at hand, at least 97 % of the limit is used.
+        #[test]
+        fn the_rate_is_used(slots in 1u32..40, took in 0u64..1_500) {
+            let clock = ManualClock::new();
+            let start = clock.now();
+            let limiter = Limiter::new(RateLimit::per_minute(slots));
+            let mut sent = 0u64;
+            let minutes = 20;
+            while clock.now() - start < WINDOW * minutes {
+                // As many threads as slots: a burst goes out together and returns together.
+                let mut burst = 0;
+                while limiter.acquire(clock.now()).is_ok() {
+                    burst += 1;
+                }
+                sent += burst;
+                clock.advance(ms(took));
+                for _ in 0..burst {
+                    limiter.release(clock.now());
+                }
+                if let Err(wait) = limiter.acquire(clock.now()) {
+                    clock.advance(wait);
+                }
+            }
+            prop_assert!(sent as f64 >= 0.97 * f64::from(slots) * f64::from(minutes));
+        }
+    }
+}

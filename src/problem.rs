@@ -1,0 +1,254 @@
+//! The platform's error answers, turned into errors that say what to do.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::error::{Error, ErrorKind, one_line, shortened};
+use crate::http::{Body, Response};
+
+/// The platform's `ErrorBody`. Every field may be missing, and the body need not be JSON at all.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ErrorBody {
+    message: Option<String>,
+    code: Option<String>,
+    #[serde(rename = "contextId")]
+    context_id: Option<String>,
+    #[serde(rename = "messageParams")]
+    message_params: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// Which kind of failure a status means.
+pub(crate) fn kind_of(status: u16) -> ErrorKind {
+    match status {
+        400 | 405 | 415 | 422 | 428 => ErrorKind::InvalidInput,
+        401 => ErrorKind::Auth,
+        403 => ErrorKind::Forbidden,
+        404 | 410 => ErrorKind::NotFound,
+        408 => ErrorKind::Timeout,
+        409 | 412 => ErrorKind::Conflict,
+        413 => ErrorKind::PayloadTooLarge,
+        429 => ErrorKind::RateLimited,
+        500..=599 => ErrorKind::Server,
+        _ => ErrorKind::Protocol,
+    }
+}
+
+/// The text of an error answer, for a target to recognize a conflict by.
+pub(crate) fn message_of(response: &Response) -> Option<String> {
+    parse(response).message
+}
+
+fn parse(response: &Response) -> ErrorBody {
+    response.json().unwrap_or_default()
+}
+
+/// The error for an answer that is not a success. `what` names the thing that was addressed, such
+/// as `conversation c-1`.
+pub(crate) fn error_of(response: &Response, what: &str, retry_after: Option<Duration>) -> Error {
+    let status = response.status;
+    let kind = kind_of(status);
+    let body = parse(response);
+    let permissions = if kind == ErrorKind::Forbidden {
+        permissions(&body)
+    } else {
+        Vec::new()
+    };
+
+    let mut text = format!("{what}: the platform answered {status}");
+    if let Some(code) = &body.code {
+        text += &format!(" {}", shortened(code, 100));
+    }
+    if let Some(message) = &body.message {
+        text += &format!(" ({})", shortened(message.trim(), 400));
+    } else if let Body::Whole(bytes) = &response.body
+        && !bytes.is_empty()
+    {
+        text += " with a body that is not the platform's: is a proxy or gateway in between?";
+    }
+    let correlation_id = response
+        .correlation_id()
+        .map(str::to_owned)
+        .or(body.context_id);
+    if let Some(id) = &correlation_id {
+        text += &format!(" [correlation id {}]", shortened(id, 100));
+    }
+    if let Some(advice) = advice(status, &permissions, retry_after) {
+        text += ": ";
+        text += &advice;
+    }
+    let error = Error::new(kind, text)
+        .with_http_status(status)
+        .with_code(body.code)
+        .with_correlation_id(correlation_id.map(|id| one_line(&shortened(&id, 200))))
+        .with_missing_permissions(permissions)
+        .with_retry_after(retry_after);
+    if kind == ErrorKind::Server && !matches!(status, 500 | 502 | 503 | 504) {
+        // 501, 505 and the like say what will not change.
+        return error.with_transient(false);
+    }
+    error
+}
+
+fn advice(status: u16, permissions: &[String], retry_after: Option<Duration>) -> Option<String> {
+    Some(match status {
+        400 | 422 => "correct the attributes or the identifiers".into(),
+        401 => "the access token was refused; check that the OAuth client is active and belongs \
+                to this region, or that the given access token is still valid"
+            .into(),
+        403 if permissions.is_empty() => "give a role of the OAuth client the permission for this \
+                endpoint in the conversation's division (the conversation-level endpoint asks for \
+                conversation:attributes:write and conversation:read); for client credentials roles \
+                and divisions count, not scopes"
+            .into(),
+        403 => format!(
+            "give a role of the OAuth client {} in the conversation's division; for client \
+             credentials roles count, not scopes",
+            permissions.join(" or ")
+        ),
+        404 | 410 => {
+            "check the id and the region; a conversation that ended long ago may be gone".into()
+        }
+        413 => "send fewer or shorter attributes".into(),
+        429 => match retry_after {
+            Some(wait) => format!("try again in {} s, at a lower rate", wait.as_secs()),
+            None => "try again later, at a lower rate".into(),
+        },
+        300..=399 => "redirects are not followed; check the base URL".into(),
+        _ => return None,
+    })
+}
+
+/// The permissions that a 403 names, from its parameters or else from its text.
+fn permissions(body: &ErrorBody) -> Vec<String> {
+    let from_params = body
+        .message_params
+        .as_ref()
+        .and_then(|params| params.get("permissions"))
+        .and_then(|value| value.as_str());
+    let from_message = || {
+        let message = body.message.as_deref()?;
+        let start = message.rfind('[')?;
+        let end = message[start..].find(']')? + start;
+        message.get(start..=end)
+    };
+    let Some(list) = from_params.or_else(from_message) else {
+        return Vec::new();
+    };
+    list.trim_matches(['[', ']'])
+        .split(',')
+        .map(|p| one_line(p.trim()))
+        // Permissions look like domain:entity:action; anything else in brackets is not one.
+        .filter(|p| p.contains(':') && !p.contains(' '))
+        .take(50)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forbidden(body: &str) -> Error {
+        error_of(
+            &Response::new(403).with_body(body),
+            "conversation c-1",
+            None,
+        )
+    }
+
+    #[test]
+    fn every_status_has_the_documented_kind() {
+        for (statuses, kind) in [
+            (&[400, 405, 415, 422, 428][..], ErrorKind::InvalidInput),
+            (&[401], ErrorKind::Auth),
+            (&[403], ErrorKind::Forbidden),
+            (&[404, 410], ErrorKind::NotFound),
+            (&[408], ErrorKind::Timeout),
+            (&[409, 412], ErrorKind::Conflict),
+            (&[413], ErrorKind::PayloadTooLarge),
+            (&[429], ErrorKind::RateLimited),
+            (&[500, 501, 502, 503, 504, 599], ErrorKind::Server),
+            (&[300, 302, 307, 402, 418, 600, 100], ErrorKind::Protocol),
+        ] {
+            for status in statuses {
+                assert_eq!(kind_of(*status), kind, "{status}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_403_names_its_permissions_in_both_places() {
+        for body in [
+            r#"{"code":"missing.any.permissions","message":"x: [conversation:communication:view, conversation:participant:attributesedit]"}"#,
+            r#"{"message":"no list","messageParams":{"permissions":"[conversation:communication:view,conversation:participant:attributesedit]"}}"#,
+        ] {
+            let error = forbidden(body);
+            assert_eq!(
+                error.missing_permissions(),
+                [
+                    "conversation:communication:view",
+                    "conversation:participant:attributesedit"
+                ]
+            );
+            assert!(
+                error
+                    .to_string()
+                    .contains("conversation:participant:attributesedit")
+            );
+            assert!(error.to_string().contains("not scopes"));
+        }
+    }
+
+    #[test]
+    fn a_403_without_a_list_still_says_what_to_do() {
+        for body in [
+            "",
+            "<html>",
+            "[]",
+            "{}",
+            r#"{"message":"] [ nothing"}"#,
+            r#"{"message":"a [b c] d"}"#,
+        ] {
+            let error = forbidden(body);
+            assert!(error.missing_permissions().is_empty(), "{body}");
+            assert!(
+                error.to_string().contains("conversation:attributes:write"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn code_message_and_correlation_id_are_shown() {
+        let response = Response::new(400)
+            .with_header("ININ-Correlation-Id", "abc-1")
+            .with_body(
+                r#"{"message":"malformed\nsyntax","code":"bad.request","contextId":"other"}"#,
+            );
+        let error = error_of(&response, "conversation c-1", None);
+        assert_eq!(error.code(), Some("bad.request"));
+        assert_eq!(error.correlation_id(), Some("abc-1"));
+        assert_eq!(error.http_status(), Some(400));
+        for part in [
+            "bad.request",
+            "malformed syntax",
+            "abc-1",
+            "conversation c-1",
+        ] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_context_id_stands_in_for_a_missing_header() {
+        let response = Response::new(404).with_body(r#"{"contextId":"ctx"}"#);
+        assert_eq!(error_of(&response, "x", None).correlation_id(), Some("ctx"));
+    }
+
+    #[test]
+    fn a_server_that_cannot_do_it_is_not_worth_a_retry() {
+        assert!(error_of(&Response::new(503), "x", None).is_transient());
+        assert!(!error_of(&Response::new(501), "x", None).is_transient());
+    }
+}

@@ -1,0 +1,200 @@
+//! What a client remembers of conversations between updates, and whose turn it is on one of them.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Condvar, Mutex};
+use std::thread::ThreadId;
+
+use crate::clock::{lock, wait};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A bounded memory of strings by key. When it is full, the half that was not used lately goes.
+pub(crate) struct VersionCache {
+    /// How many entries each generation holds; 0 remembers nothing.
+    half: usize,
+    generations: Mutex<Generations>,
+}
+
+#[derive(Default)]
+struct Generations {
+    young: HashMap<String, String>,
+    old: HashMap<String, String>,
+}
+
+impl VersionCache {
+    pub(crate) fn new(capacity: usize) -> VersionCache {
+        VersionCache {
+            half: capacity.div_ceil(2),
+            generations: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<String> {
+        let mut generations = lock(&self.generations);
+        if let Some(value) = generations.young.get(key) {
+            return Some(value.clone());
+        }
+        let (key, value) = generations.old.remove_entry(key)?;
+        self.insert(&mut generations, key, value.clone());
+        Some(value)
+    }
+
+    /// Remembers `value`, or forgets the key without one.
+    pub(crate) fn put(&self, key: Cow<'_, str>, value: Option<String>) {
+        let mut generations = lock(&self.generations);
+        match value {
+            Some(value) if self.half > 0 => match generations.young.get_mut(key.as_ref()) {
+                Some(present) => *present = value,
+                None => self.insert(&mut generations, key.into_owned(), value),
+            },
+            _ => {
+                generations.young.remove(key.as_ref());
+                generations.old.remove(key.as_ref());
+            }
+        }
+    }
+
+    fn insert(&self, generations: &mut Generations, key: String, value: String) {
+        if generations.young.len() >= self.half {
+            generations.old = std::mem::take(&mut generations.young);
+        }
+        generations.old.remove(&key);
+        generations.young.insert(key, value);
+    }
+}
+
+/// One update at a time for each conversation.
+#[derive(Default)]
+pub(crate) struct Turns {
+    holders: Mutex<HashMap<String, ThreadId>>,
+    given_back: Condvar,
+}
+
+/// The right to write to a conversation, until it is dropped.
+pub(crate) struct Turn<'a> {
+    turns: &'a Turns,
+    conversation: &'a str,
+}
+
+impl Turns {
+    /// Waits for the conversation's turn.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` when this thread holds a turn already: it is inside of an `update_with`
+    /// closure, and waiting could be for itself.
+    pub(crate) fn take<'a>(&'a self, conversation: &'a str) -> Result<Turn<'a>> {
+        let me = std::thread::current().id();
+        let mut holders = lock(&self.holders);
+        if holders.values().any(|holder| *holder == me) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "an update_with closure must not update by itself: return the attributes instead",
+            ));
+        }
+        loop {
+            match holders.entry(conversation.to_owned()) {
+                Entry::Vacant(free) => {
+                    free.insert(me);
+                    return Ok(Turn {
+                        turns: self,
+                        conversation,
+                    });
+                }
+                Entry::Occupied(_) => holders = wait(&self.given_back, holders),
+            }
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        lock(&self.turns.holders).remove(self.conversation);
+        self.turns.given_back.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_is_bounded_and_keeps_what_is_used() {
+        let cache = VersionCache::new(100);
+        for n in 0..1_000 {
+            cache.put(Cow::Owned(n.to_string()), Some("v".into()));
+            cache.put(
+                Cow::Borrowed("used"),
+                cache.get("used").or(Some("u".into())),
+            );
+            let generations = lock(&cache.generations);
+            assert!(generations.young.len() + generations.old.len() <= 100);
+        }
+        assert_eq!(cache.get("used").as_deref(), Some("u"));
+        assert_eq!(cache.get("999").as_deref(), Some("v"));
+        assert_eq!(cache.get("1"), None);
+    }
+
+    #[test]
+    fn forgetting_reaches_both_generations() {
+        let cache = VersionCache::new(2);
+        cache.put(Cow::Borrowed("a"), Some("1".into()));
+        cache.put(Cow::Borrowed("b"), Some("1".into()));
+        cache.put(Cow::Borrowed("a"), None);
+        cache.put(Cow::Borrowed("b"), None);
+        assert_eq!((cache.get("a"), cache.get("b")), (None, None));
+    }
+
+    #[test]
+    fn a_stale_value_never_comes_back_from_the_old_generation() {
+        let cache = VersionCache::new(2);
+        cache.put(Cow::Borrowed("a"), Some("1".into()));
+        cache.put(Cow::Borrowed("b"), Some("1".into()));
+        cache.put(Cow::Borrowed("a"), Some("2".into()));
+        cache.put(Cow::Borrowed("c"), Some("1".into()));
+        assert_ne!(cache.get("a").as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn a_capacity_of_none_remembers_nothing() {
+        let cache = VersionCache::new(0);
+        cache.put(Cow::Borrowed("a"), Some("1".into()));
+        assert_eq!(cache.get("a"), None);
+    }
+
+    #[test]
+    fn turns_exclude_each_other_per_conversation() {
+        let turns = Turns::default();
+        let inside = Mutex::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let _turn = turns.take("c").unwrap();
+                        let mut inside = inside.try_lock().expect("alone");
+                        *inside += 1;
+                    }
+                });
+            }
+        });
+        assert_eq!(*lock(&inside), 1_600);
+        assert!(lock(&turns.holders).is_empty());
+    }
+
+    #[test]
+    fn a_thread_that_would_wait_for_itself_is_told_so() {
+        let turns = Turns::default();
+        let turn = turns.take("a").unwrap();
+        assert_eq!(
+            turns.take("a").err().map(|e| e.kind()),
+            Some(ErrorKind::InvalidInput)
+        );
+        assert_eq!(
+            turns.take("b").err().map(|e| e.kind()),
+            Some(ErrorKind::InvalidInput)
+        );
+        drop(turn);
+        assert!(turns.take("b").is_ok());
+    }
+}
