@@ -264,6 +264,15 @@ impl Client {
             None => Ok(()),
         }
     }
+
+    pub(crate) fn clock(&self) -> Arc<dyn Clock> {
+        self.inner.clock.clone()
+    }
+
+    /// The longest `Retry-After` that is waited for.
+    pub(crate) fn max_retry_after(&self) -> Duration {
+        self.inner.api.caller.policy.max_retry_after
+    }
 }
 
 impl fmt::Debug for Client {

@@ -5,6 +5,7 @@
 mod api;
 mod audit;
 mod auth;
+mod batch;
 mod builder;
 mod call;
 mod client;
@@ -27,6 +28,7 @@ mod version_cache;
 
 pub use audit::{AuditMode, AuditPhase, AuditRecord, AuditSink, AuditStatus, JsonLines, LogSink};
 pub use auth::Credentials;
+pub use batch::{Batch, BatchOutcome, BatchReport, BatchStatus, LineError, StopReason};
 pub use builder::ClientBuilder;
 pub use client::{Client, EndedPolicy};
 pub use clock::{Cancel, Clock, ManualClock, SystemClock, rfc3339};

@@ -129,6 +129,13 @@ impl Update {
         &self.remove
     }
 
+    /// About how much memory it takes, in bytes.
+    pub(crate) fn approximate_size(&self) -> usize {
+        json_length(&self.attributes)
+            + self.target.description().len()
+            + self.remove.iter().map(String::len).sum::<usize>()
+    }
+
     /// Checks the update against the default [`ValidationLimits`], without any network.
     ///
     /// # Errors

@@ -260,6 +260,8 @@ pub struct World {
     pub token_lifetime: u64,
     pub tokens_issued: u64,
     pub scripted: VecDeque<Scripted>,
+    /// What each so-many-th matching request meets, for as long as the sandbox runs.
+    pub recurring: Vec<Recurring>,
     /// When not empty, every API request gets a 403 that names these.
     pub permissions_missing: Vec<String>,
     /// Switch off for long runs: what is recorded stays in memory.
@@ -332,6 +334,14 @@ pub struct Scripted {
     /// Looked for in the path as sent and in the decoded one.
     pub path_contains: Option<String>,
     pub action: Action,
+}
+
+/// A [`Scripted`] that comes back with every `every`-th request that it matches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recurring {
+    pub every: u64,
+    pub scripted: Scripted,
+    pub matched: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -411,6 +421,7 @@ impl World {
             token_lifetime: 86_400,
             tokens_issued: 0,
             scripted: VecDeque::new(),
+            recurring: Vec::new(),
             permissions_missing: Vec::new(),
             record_requests: true,
             rate_limit_per_minute: None,
@@ -454,6 +465,14 @@ impl World {
             && let Some(seconds) = self.seconds_until_room(Instant::now())
         {
             return Answer::rate_limited(Some(seconds.to_string()));
+        }
+        for recurring in &mut self.recurring {
+            if recurring.scripted.matches(call) {
+                recurring.matched += 1;
+                if recurring.matched % recurring.every.max(1) == 0 {
+                    self.scripted.push_front(recurring.scripted.clone());
+                }
+            }
         }
         let matching = self.scripted.iter().position(|one| one.matches(call));
         let goes_on = matching.is_some_and(|at| self.scripted[at].action.lets_work_go_on());
