@@ -8,8 +8,12 @@ mod server;
 mod wire;
 
 mod fake;
+mod store;
 
 mod auth;
+mod batch;
+#[cfg(feature = "cli")]
+mod cli;
 mod config;
 mod connections;
 mod hooks;
