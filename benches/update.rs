@@ -1,1 +1,456 @@
-fn main() {}
+//! One update by the library against bare ureq making the same requests, in the same run.
+//!
+//! Absolute times drift with the machine, so what counts are ratios: both sides take turns in
+//! short rounds, each round gives one ratio, and the median of those is compared with the budget.
+//! A budget that is passed is printed, and fails nothing; wrong request counts do.
+//!
+//! `cargo bench --bench update` measures, `cargo bench --bench update -- --check` only proves in a
+//! few seconds that both sides do the same work.
+
+#[path = "../tests/support/server.rs"]
+mod server;
+
+use std::error::Error;
+use std::process::{Command, ExitCode};
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime};
+
+use cpu_time::ThreadTime;
+use genesys_attributes::{Client, Credentials, RateLimit, Region, Timeouts, Update, rfc3339};
+use serde::Deserialize;
+use serde_json::json;
+use server::{Req, Resp, Server};
+
+type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+
+/// Each side has a conversation of its own, so that neither moves the other's version.
+const LIBRARY: &str = "00000000-0000-4000-8000-000000000001";
+const BARE: &str = "00000000-0000-4000-8000-000000000002";
+/// As long as the library's own, so that both sides send the same number of bytes.
+const USER_AGENT: &str = concat!("genesys-attributes/", env!("CARGO_PKG_VERSION"));
+
+fn main() -> ExitCode {
+    // Cargo itself adds `--bench`.
+    let args: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| a != "--bench")
+        .collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match args.as_slice() {
+        [] => pinned().unwrap_or_else(|| run(&Effort::FULL)),
+        ["--pinned"] => run(&Effort::FULL),
+        ["--check"] => run(&Effort::CHECK),
+        ["--child", side, url] => child(side, url),
+        _ => Err("usage: update [--check]".into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the program once more, on one processor. Where the threads of client and server share a
+/// processor an exchange costs half of what it costs across two, and the scheduler keeps each pair
+/// of threads as it once put it: chance would decide. `None` where there is no `taskset`.
+fn pinned() -> Option<Result<()>> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let allowed = status
+        .lines()
+        .find(|l| l.starts_with("Cpus_allowed_list:"))?;
+    let last = allowed.rsplit([':', ',', '-']).next()?.trim();
+    let program = std::env::current_exe().ok()?;
+    let mut command = Command::new("taskset");
+    command.args(["-c", last]).arg(program).arg("--pinned");
+    let status = command.status().ok()?;
+    Some(if status.success() {
+        Ok(())
+    } else {
+        Err(format!("the pinned run: {status}").into())
+    })
+}
+
+/// How much to measure.
+struct Effort {
+    rounds: usize,
+    /// Updates by each side in one round.
+    updates: usize,
+    /// Processes started by each side.
+    starts: usize,
+}
+
+impl Effort {
+    const FULL: Effort = Effort {
+        rounds: 101,
+        updates: 200,
+        starts: 101,
+    };
+    const CHECK: Effort = Effort {
+        rounds: 5,
+        updates: 20,
+        starts: 3,
+    };
+}
+
+fn run(effort: &Effort) -> Result<()> {
+    let server = platform();
+    let url = server.url();
+    if !std::env::args().any(|a| a == "--pinned") {
+        println!("not pinned to one processor: expect noise");
+    }
+    println!(
+        "{} rounds of {} updates by each side, taking turns; medians (quartiles) of the rounds' ratios",
+        effort.rounds, effort.updates
+    );
+    println!(
+        "{:<30} {:>11} {:>11}   {:<19} {:>6}",
+        "", "library", "bare ureq", "ratio", "budget"
+    );
+
+    let cold_client = client(&url, 0)?;
+    let cold_bare = Bare::new(&url)?;
+    let cold_by_library = || cold_client.update(&update()).map(drop).map_err(Into::into);
+    let cold_by_bare = || cold_bare.patch(&cold_bare.version()?).map(drop);
+    let cold = compare(&server, effort, 2, cold_by_library, cold_by_bare)?;
+    report("cold update, wall", &cold.wall, Some(1.05));
+    report("cold update, client CPU", &cold.cpu, Some(1.10));
+
+    let warm_client = client(&url, 16)?;
+    warm_client.update(&update())?;
+    let warm_bare = Bare::new(&url)?;
+    let mut version = warm_bare.version()?;
+    let warm_by_library = || warm_client.update(&update()).map(drop).map_err(Into::into);
+    let warm_by_bare = || {
+        version = warm_bare.patch(&version)?;
+        Ok(())
+    };
+    let warm = compare(&server, effort, 1, warm_by_library, warm_by_bare)?;
+    report("warm update, wall", &warm.wall, Some(1.05));
+    report("warm update, client CPU", &warm.cpu, Some(1.10));
+
+    let other_bare = Bare::new(&url)?;
+    let by_other = || other_bare.patch(&other_bare.version()?).map(drop);
+    let by_bare = || cold_bare.patch(&cold_bare.version()?).map(drop);
+    let noise = compare(&server, effort, 2, by_other, by_bare)?;
+    report("noise: bare by bare, wall", &noise.wall, None);
+    report("noise: bare by bare, CPU", &noise.cpu, None);
+
+    let start = starts(&server, effort)?;
+    report("start to first update done", &start, Some(1.3));
+
+    expect(
+        "connections",
+        server.connections(),
+        5 + 2 * (effort.starts + 1),
+    )?;
+    expect("handlers that panicked", server.panics(), 0)?;
+    Ok(())
+}
+
+/// The stand-in for the platform: a version for each conversation, that every write must name.
+fn platform() -> Server {
+    let versions = [Mutex::new(1_000_000_u64), Mutex::new(1_000_000_u64)];
+    Server::start(move |req: &Req| {
+        if req.path == "/oauth/token" {
+            return Resp::json(
+                200,
+                r#"{"access_token":"an-access-token-of-the-usual-length-0123456789","token_type":"bearer","expires_in":86399}"#,
+            );
+        }
+        let id = if req.path.contains(LIBRARY) {
+            LIBRARY
+        } else {
+            BARE
+        };
+        let Ok(mut version) = versions[usize::from(id == BARE)].lock() else {
+            return Resp::empty(500);
+        };
+        if req.method == "PATCH" {
+            if req.header("if-match") != Some(format!("\"{version}\"").as_str()) {
+                return Resp::empty(412);
+            }
+            *version += 1;
+        }
+        Resp::json(
+            200,
+            format!(
+                r#"{{"id":"{id}","version":"{version}","state":"connected","startTime":"2025-01-01T00:00:00.000Z","attributes":{{"campaign.id":"12345","customer.tier":"premium","routing.score":85}}}}"#
+            ),
+        )
+    })
+}
+
+fn client(url: &str, cache: usize) -> Result<Client> {
+    let client = Client::builder(
+        Region::parse("us-east-1")?,
+        Credentials::new("client-id", "client-secret"),
+    )
+    .base_url(url)
+    .no_proxy()
+    .rate_limit(RateLimit::unlimited())
+    .version_cache(cache)
+    .user_agent(USER_AGENT)
+    .build()?;
+    Ok(client)
+}
+
+fn update() -> Update {
+    Update::conversation(LIBRARY)
+        .set("campaign.id", "12345")
+        .set("customer.tier", "premium")
+        .set("routing.score", 85)
+}
+
+/// What a program would write without the library: no retry, no validation, no lock on versions
+/// in memory, but the same agent, the same header fields and bodies, and no less of the answers
+/// read than it needs.
+struct Bare {
+    agent: ureq::Agent,
+    url: String,
+    authorization: String,
+}
+
+#[derive(Deserialize)]
+struct Grant {
+    access_token: String,
+}
+
+#[derive(Deserialize)]
+struct Conversation {
+    version: String,
+}
+
+impl Bare {
+    /// With a token, fetched.
+    fn new(url: &str) -> Result<Bare> {
+        let timeouts = Timeouts::default();
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_connect(Some(timeouts.connect))
+            .timeout_send_request(Some(timeouts.send))
+            .timeout_send_body(Some(timeouts.send))
+            .timeout_recv_response(Some(timeouts.response))
+            .timeout_recv_body(Some(timeouts.body))
+            .max_idle_connections(64)
+            .max_idle_connections_per_host(64)
+            .user_agent(USER_AGENT)
+            .accept_encoding(ureq::config::AutoHeaderValue::None)
+            .proxy(None)
+            .build();
+        let agent = ureq::Agent::new_with_config(config);
+        let response = agent
+            .post(format!("{url}/oauth/token"))
+            .header("Accept", "application/json")
+            // client-id:client-secret
+            .header("Authorization", "Basic Y2xpZW50LWlkOmNsaWVudC1zZWNyZXQ=")
+            .header("Content-Type", "application/x-www-form-urlencoded")
+            .send("grant_type=client_credentials")?;
+        let grant: Grant = json_of(response)?;
+        Ok(Bare {
+            agent,
+            url: url.to_owned(),
+            authorization: format!("Bearer {}", grant.access_token),
+        })
+    }
+
+    fn version(&self) -> Result<String> {
+        let response = self
+            .agent
+            .get(format!("{}/api/v2/conversations/{BARE}", self.url))
+            .header("Accept", "application/json")
+            .header("Authorization", &self.authorization)
+            .call()?;
+        Ok(json_of::<Conversation>(response)?.version)
+    }
+
+    fn patch(&self, version: &str) -> Result<String> {
+        let body = serde_json::to_vec(&json!({
+            "attributes": {
+                "campaign.id": "12345",
+                "customer.tier": "premium",
+                "routing.score": 85,
+            },
+            "metadata": {
+                "source": "external-integration",
+                "timestamp": rfc3339(SystemTime::now()),
+            },
+        }))?;
+        let response = self
+            .agent
+            .patch(format!(
+                "{}/api/v2/conversations/{BARE}/attributes",
+                self.url
+            ))
+            .header("Accept", "application/json")
+            .header("Authorization", &self.authorization)
+            .header("If-Match", format!("\"{version}\""))
+            .header("Content-Type", "application/json")
+            .send(&body[..])?;
+        Ok(json_of::<Conversation>(response)?.version)
+    }
+}
+
+fn json_of<T: serde::de::DeserializeOwned>(
+    mut response: ureq::http::Response<ureq::Body>,
+) -> Result<T> {
+    let status = response.status();
+    let body = response
+        .body_mut()
+        .with_config()
+        .limit(1 << 20)
+        .read_to_vec()?;
+    if !status.is_success() {
+        return Err(format!("the server answered {status}").into());
+    }
+    Ok(serde_json::from_slice(&body)?)
+}
+
+/// What one side spent in each round, per update.
+#[derive(Default)]
+struct Series {
+    library: Vec<f64>,
+    bare: Vec<f64>,
+}
+
+impl Series {
+    fn of(&mut self, library: bool) -> &mut Vec<f64> {
+        if library {
+            &mut self.library
+        } else {
+            &mut self.bare
+        }
+    }
+}
+
+#[derive(Default)]
+struct Comparison {
+    wall: Series,
+    cpu: Series,
+}
+
+fn compare(
+    server: &Server,
+    effort: &Effort,
+    requests: usize,
+    mut library: impl FnMut() -> Result<()>,
+    mut bare: impl FnMut() -> Result<()>,
+) -> Result<Comparison> {
+    // Fetches tokens, connects, fills caches.
+    for _ in 0..effort.updates {
+        library()?;
+        bare()?;
+    }
+    let mut found = Comparison::default();
+    for round in 0..effort.rounds {
+        let mut bytes = [0; 2];
+        for (turn, bytes) in bytes.iter_mut().enumerate() {
+            let of_library = (round + turn) % 2 == 0;
+            let side: &mut dyn FnMut() -> Result<()> =
+                if of_library { &mut library } else { &mut bare };
+            let (requests_before, bytes_before) = (server.requests(), server.bytes_received());
+            let (wall_start, cpu_start) = (Instant::now(), ThreadTime::now());
+            for _ in 0..effort.updates {
+                side()?;
+            }
+            let (cpu_spent, wall_spent) = (cpu_start.elapsed(), wall_start.elapsed());
+            let per_update = |d: Duration| d.as_secs_f64() / effort.updates as f64;
+            found.wall.of(of_library).push(per_update(wall_spent));
+            found.cpu.of(of_library).push(per_update(cpu_spent));
+            let sent = server.requests() - requests_before;
+            expect("requests in a round", sent, requests * effort.updates)?;
+            *bytes = server.bytes_received() - bytes_before;
+        }
+        if bytes[0] != bytes[1] {
+            return Err(format!("the sides sent different numbers of bytes: {bytes:?}").into());
+        }
+    }
+    Ok(found)
+}
+
+/// Whole processes: start, log in, read, write, end.
+fn starts(server: &Server, effort: &Effort) -> Result<Series> {
+    let program = std::env::current_exe()?;
+    let url = server.url();
+    let mut found = Series::default();
+    for round in 0..=effort.starts {
+        for turn in 0..2 {
+            let of_library = (round + turn) % 2 == 0;
+            let side = if of_library { "library" } else { "bare" };
+            let before = server.requests();
+            let start = Instant::now();
+            let status = Command::new(&program)
+                .args(["--child", side, &url])
+                .status()?;
+            let spent = start.elapsed().as_secs_f64();
+            if !status.success() {
+                return Err(format!("--child {side}: {status}").into());
+            }
+            expect("requests of a process", server.requests() - before, 3)?;
+            // The first of each loads the program from disk.
+            if round > 0 {
+                found.of(of_library).push(spent);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn child(side: &str, url: &str) -> Result<()> {
+    match side {
+        "library" => {
+            client(url, 16)?.update(&update())?;
+        }
+        "bare" => {
+            let bare = Bare::new(url)?;
+            bare.patch(&bare.version()?)?;
+        }
+        _ => return Err("no such side".into()),
+    }
+    Ok(())
+}
+
+fn report(name: &str, series: &Series, budget: Option<f64>) {
+    let mut ratios: Vec<f64> = series
+        .library
+        .iter()
+        .zip(&series.bare)
+        .map(|(library, bare)| library / bare)
+        .collect();
+    let ratio = at(&mut ratios, 0.5);
+    let spread = format!(
+        "{ratio:.3} ({:.2}-{:.2})",
+        at(&mut ratios, 0.25),
+        at(&mut ratios, 0.75)
+    );
+    let micros = |values: &[f64]| at(&mut values.to_vec(), 0.5) * 1e6;
+    print!(
+        "{name:<30} {:>8.1} µs {:>8.1} µs   {spread:<19}",
+        micros(&series.library),
+        micros(&series.bare)
+    );
+    match budget {
+        Some(budget) => println!(
+            " {budget:>6.2} {}",
+            if ratio <= budget { "PASS" } else { "OVER" }
+        ),
+        None => println!(),
+    }
+}
+
+/// The value below which that share of the values lies.
+fn at(values: &mut [f64], share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[((values.len() - 1) as f64 * share).round() as usize]
+}
+
+fn expect(what: &str, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(format!("{what}: {found}, expected {expected}").into())
+    }
+}

@@ -22,7 +22,7 @@ impl Api {
         path: &str,
         cancel: Option<&Cancel>,
     ) -> Result<Response> {
-        let request = Request::new(Method::Get, format!("{}{path}", self.base_url));
+        let request = Request::new(Method::Get, [self.base_url.as_str(), path].concat());
         self.send(call, request, Purpose::Read, cancel)
     }
 
@@ -32,7 +32,8 @@ impl Api {
         write: Write,
         cancel: Option<&Cancel>,
     ) -> Result<Response> {
-        let mut request = Request::new(write.method, format!("{}{}", self.base_url, write.path));
+        let mut request =
+            Request::new(write.method, [self.base_url.as_str(), &write.path].concat());
         request.if_match = write.if_match;
         request.body = Some(write.body);
         self.send(call, request, Purpose::Write, cancel)

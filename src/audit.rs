@@ -36,6 +36,8 @@ pub enum AuditStatus {
     Success,
     /// Found in place after an attempt without an answer.
     AlreadyApplied,
+    /// A conflict showed that somebody else had set the same values.
+    Unchanged,
     /// Failed; see `error_kind` and `may_have_applied`.
     Failed,
 }
@@ -226,7 +228,16 @@ impl AuditSink for LogSink {
 
 /// Records in a sink of the caller's, whose panic is an error like any other.
 pub(crate) fn record(sink: &dyn AuditSink, record: &AuditRecord) -> io::Result<()> {
-    catch_unwind(AssertUnwindSafe(|| sink.record(record)))
+    caught(|| sink.record(record))
+}
+
+/// Flushes a sink of the caller's, with the same care.
+pub(crate) fn flush(sink: &dyn AuditSink) -> io::Result<()> {
+    caught(|| sink.flush())
+}
+
+fn caught(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(io::Error::other("the audit sink panicked")))
 }
 

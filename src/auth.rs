@@ -58,6 +58,10 @@ impl Credentials {
             }
         };
         let problem = match &self.0 {
+            // RFC 7617: the secret would begin there.
+            Kind::Client { id, .. } if id.contains(':') => {
+                Some(Error::config("client id", "holds a colon"))
+            }
             Kind::Client { id, secret } => problem("client id", id, "the OAuth client's id")
                 .or_else(|| {
                     problem(
@@ -101,7 +105,7 @@ pub(crate) struct Token {
 const HOLD_OFF: Duration = Duration::from_secs(5);
 /// The platform's longest token life.
 const LONGEST_LIFE: u64 = 172_800;
-/// Used when the answer does not say: the platform's shortest.
+/// Used when the answer does not say it in a number: the platform's shortest.
 const DEFAULT_LIFE: u64 = 300;
 
 /// Hands out the current token and replaces it in time.
@@ -248,14 +252,14 @@ impl TokenSource {
             )
             .with_http_status(response.status)
         };
-        let grant: Grant = response.json().map_err(|why| unusable(&why))?;
+        let grant: Grant = response.object().map_err(|why| unusable(&why))?;
         if !is_header_text(&grant.access_token) {
             return Err(unusable("its access_token is not one"));
         }
         self.caller.counters.token_refreshes.increment();
-        let life = match grant.expires_in.as_ref().map(serde_json::Value::as_f64) {
+        let life = match grant.expires_in.and_then(|told| told.as_f64()) {
             None => DEFAULT_LIFE,
-            Some(Some(seconds)) if seconds >= 1.0 => (seconds as u64).min(LONGEST_LIFE),
+            Some(seconds) if seconds >= 1.0 => (seconds as u64).min(LONGEST_LIFE),
             // A life of nothing would mean a login for every request.
             Some(_) => 1,
         };
@@ -283,7 +287,7 @@ impl TokenSource {
     /// The token endpoint's error answers have a shape of their own (RFC 6749 §5.2, and the
     /// platform's `description` beside it).
     fn refused(&self, response: &Response) -> Error {
-        let body: OAuthError = response.json().unwrap_or_default();
+        let body: OAuthError = response.object().unwrap_or_default();
         let code = body.error.as_deref().unwrap_or_default();
         let told = body
             .error_description

@@ -471,7 +471,11 @@ impl fmt::Debug for ClientBuilder {
         f.debug_struct("ClientBuilder")
             .field("region", &self.region)
             .field("credentials", &self.credentials)
-            .field("base_url", &self.base_url)
+            // `build` refuses one with a password, but it may be printed before.
+            .field(
+                "base_url",
+                &self.base_url.as_ref().filter(|url| !url.contains('@')),
+            )
             .finish_non_exhaustive()
     }
 }

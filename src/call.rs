@@ -65,6 +65,13 @@ pub(crate) struct Call<'c> {
     pub(crate) requests: u32,
     /// A write ended without an answer: the platform may have applied it.
     pub(crate) may_have_applied: bool,
+    /// The write that is sent replaces what is there, whatever that is: when it ends unclear, it is
+    /// handed back after the backoff instead of being sent again.
+    pub(crate) replaces: bool,
+    /// That is what happened: look before writing again.
+    pub(crate) look_first: bool,
+    /// A write is under way, or the last one was not refused: what a panic leaves open.
+    pub(crate) open: bool,
     started: Option<Instant>,
     ended: Option<Instant>,
 }
@@ -96,6 +103,9 @@ impl Caller {
             attempts: 0,
             requests: 0,
             may_have_applied: false,
+            replaces: false,
+            look_first: false,
+            open: false,
             started: None,
             ended: None,
         }
@@ -116,9 +126,8 @@ impl Caller {
         call.retry.begin();
         let mut last: Option<Result<Response, Error>> = None;
         loop {
-            self.await_permission(call)?;
+            let now = self.await_permission(call)?;
             let slot = Slot(self);
-            let now = self.clock.now();
             match call.retry.permitted(now) {
                 Step::Send { timeout } => request.timeout = timeout,
                 _ => return last.unwrap_or_else(|| Err(self.too_late())),
@@ -130,6 +139,7 @@ impl Caller {
             }
             if purpose == Purpose::Write {
                 call.attempts += 1;
+                call.open = true;
             }
             if last.is_some() {
                 self.counters.retries.increment();
@@ -140,6 +150,15 @@ impl Caller {
             call.ended = Some(now);
 
             let outcome = self.judge(call, request, purpose, &result);
+            call.open &= result.as_ref().is_ok_and(Response::is_success);
+            if let Some(Outcome::Throttled {
+                retry_after: Some(wait),
+            }) = outcome
+                && wait <= self.policy.max_retry_after
+            {
+                // Also when this was the last attempt: the others must wait all the same.
+                self.limiter.pause(now + wait);
+            }
             let result = result.map_err(|failure| failure.error);
             let delay = match outcome.map(|outcome| (outcome, call.retry.after(outcome, now))) {
                 Some((outcome, Step::Wait(delay))) => {
@@ -156,6 +175,10 @@ impl Caller {
                 request.url
             );
             self.sleep(delay, call.cancel)?;
+            if purpose == Purpose::Write && call.replaces && call.may_have_applied {
+                call.look_first = true;
+                return result;
+            }
             last = Some(result);
         }
     }
@@ -232,15 +255,15 @@ impl Caller {
         }
     }
 
-    /// Takes a slot of the limiter. The wait for it is outside of the deadline.
-    fn await_permission(&self, call: &mut Call<'_>) -> Result<()> {
+    /// Takes a slot of the limiter, and says when. The wait for it is outside of the deadline.
+    fn await_permission(&self, call: &mut Call<'_>) -> Result<Instant> {
         loop {
             if call.cancel.is_some_and(Cancel::is_cancelled) {
                 return Err(cancelled());
             }
             let now = self.clock.now();
             let Err(wait) = self.limiter.acquire(now) else {
-                return Ok(());
+                return Ok(now);
             };
             self.sleep(wait, call.cancel)?;
             call.retry

@@ -123,6 +123,8 @@ struct Job<'a> {
     /// What to write, in the form that is written.
     wanted: Cow<'a, Attributes>,
     basis: Basis,
+    /// The version that the last write was based on, also when a read came after it.
+    written_on: Option<String>,
     ended: bool,
     audit_id: Option<String>,
     audit_failed: bool,
@@ -258,7 +260,7 @@ impl Client {
             inner.clock.sleep(STEP.min(timeout));
         }
         match &inner.audit {
-            Some(audit) => audit.sink.flush().map_err(|e| {
+            Some(audit) => audit::flush(audit.sink.as_ref()).map_err(|e| {
                 Error::new(ErrorKind::Audit, "the audit sink could not be flushed").with_source(e)
             }),
             None => Ok(()),
@@ -337,6 +339,7 @@ impl Inner {
             compute,
             wanted,
             basis: Basis::default(),
+            written_on: None,
             ended: false,
             audit_id: None,
             audit_failed: false,
@@ -349,7 +352,7 @@ impl Inner {
             self.settle(&mut job, &mut call, cancel)
         }))
         .unwrap_or_else(|_| {
-            call.may_have_applied |= call.attempts > 0;
+            call.may_have_applied |= call.open;
             Err(Error::new(
                 ErrorKind::Internal,
                 "a transport, clock or closure panicked during the update",
@@ -387,6 +390,11 @@ impl Inner {
             hook_panics: 0,
         };
         if receipt.outcome == Outcome::Unchanged {
+            // A conflict may have shown that there is nothing to change after an intent was
+            // recorded, which is closed then. It is no event all the same.
+            if job.audit_id.is_some() {
+                receipt.audit_failed |= !self.keep(&self.outcome_record(&job, &receipt));
+            }
             return Ok(receipt);
         }
         let audited = self.audit.is_some() || self.listeners.any();
@@ -434,7 +442,19 @@ impl Inner {
             if fresh && let Some(done) = self.consider(job, call)? {
                 return Ok(done);
             }
-            let response = self.write(job, call, cancel)?;
+            call.replaces = target.replaces(&job.basis);
+            let written = self.write(job, call, cancel);
+            let policy = &self.api.caller.policy;
+            if std::mem::take(&mut call.look_first) && call.attempts < policy.max_attempts {
+                job.basis = self.read_target(target, call, cancel)?;
+                // Computing again could count twice; what was computed from nothing still holds
+                // while there is nothing.
+                fresh = job.compute.is_none() || self.in_place(job);
+                if fresh || target.replaces(&job.basis) {
+                    continue;
+                }
+            }
+            let response = written?;
             if response.is_success() {
                 let (version, body) = target.written(&response);
                 self.remember(target, target.memory(&job.basis, version.as_deref()));
@@ -502,11 +522,11 @@ impl Inner {
     fn consider(&self, job: &mut Job<'_>, call: &Call<'_>) -> Result<Option<Done>> {
         let update = job.update;
         let target = &update.target;
-        let done = |outcome, basis: &Basis| {
+        let done = |outcome, basis: &Basis, previous_version| {
             Ok(Some(Done {
                 outcome,
                 version: basis.version.clone(),
-                previous_version: basis.version.clone(),
+                previous_version,
                 correlation_id: None,
                 response: None,
             }))
@@ -516,7 +536,8 @@ impl Inner {
                 target,
                 target.memory(&job.basis, job.basis.version.as_deref()),
             );
-            return done(Outcome::AlreadyApplied, &job.basis);
+            job.ended |= job.basis.ended.is_some();
+            return done(Outcome::AlreadyApplied, &job.basis, job.written_on.clone());
         }
         self.check_ended(job)?;
         if let Some(expected) = &update.if_version
@@ -534,7 +555,7 @@ impl Inner {
         }
         if let Some(compute) = &mut job.compute {
             let Some(attributes) = compute(&snapshot(target, &job.basis)?)? else {
-                return done(Outcome::Unchanged, &job.basis);
+                return done(Outcome::Unchanged, &job.basis, job.basis.version.clone());
             };
             let computed = Update {
                 attributes,
@@ -542,7 +563,7 @@ impl Inner {
             };
             job.wanted = Cow::Owned(computed.checked(&self.limits)?.into_owned());
         } else if update.skip_unchanged && self.in_place(job) {
-            return done(Outcome::Unchanged, &job.basis);
+            return done(Outcome::Unchanged, &job.basis, job.basis.version.clone());
         }
         self.guard(job)?;
         Ok(None)
@@ -597,7 +618,7 @@ impl Inner {
         if response.is_success() {
             target.parse(&response)
         } else if target.is_absent(&response) {
-            Ok(Basis::default())
+            Ok(Basis::absent())
         } else {
             Err(self.refusal(target, &response))
         }
@@ -631,7 +652,7 @@ impl Inner {
             },
             &job.basis,
         )?;
-        fits(&target.description(), write.body.len(), &self.limits)?;
+        fits(target, write.body.len(), &self.limits)?;
         if let Some(audit) = &self.audit
             && job.audit_id.is_none()
         {
@@ -654,6 +675,7 @@ impl Inner {
                 job.audit_failed = true;
             }
         }
+        job.written_on.clone_from(&job.basis.version);
         self.api.write(call, write, cancel)
     }
 
@@ -708,8 +730,9 @@ impl Inner {
         AuditRecord {
             phase: AuditPhase::Outcome,
             status: match receipt.outcome {
+                Outcome::Applied => AuditStatus::Success,
                 Outcome::AlreadyApplied => AuditStatus::AlreadyApplied,
-                Outcome::Applied | Outcome::Unchanged => AuditStatus::Success,
+                Outcome::Unchanged => AuditStatus::Unchanged,
             },
             previous_version: receipt.previous_version.clone(),
             version: receipt.version.clone(),
@@ -729,7 +752,7 @@ impl Inner {
         self.keep(&AuditRecord {
             phase: AuditPhase::Outcome,
             status: AuditStatus::Failed,
-            previous_version: job.basis.version.clone(),
+            previous_version: job.written_on.clone(),
             attempts: call.attempts,
             requests: call.requests,
             latency_ms: whole_millis(call.latency()),
@@ -771,7 +794,7 @@ impl Inner {
             let wait = self.api.caller.retry_after(&response);
             return Err(problem::error_of(&response, what, wait));
         }
-        let info: TokenInfo = response.json().map_err(|why| {
+        let info: TokenInfo = response.object().map_err(|why| {
             Error::new(
                 ErrorKind::Protocol,
                 format!("{what}: the answer cannot be used: {why}"),

@@ -205,6 +205,17 @@ impl Response {
         }
     }
 
+    /// The body as a JSON object. Not [`Response::json`], since serde fills a struct from a list
+    /// as well, field by field: `[]` would be an object without any.
+    pub(crate) fn object<T: serde::de::DeserializeOwned>(&self) -> std::result::Result<T, String> {
+        match &self.body {
+            Body::Whole(bytes) if bytes.trim_ascii_start().first().is_some_and(|b| *b != b'{') => {
+                Err("the body is not a JSON object".into())
+            }
+            _ => self.json(),
+        }
+    }
+
     /// The id under which the platform knows the request.
     pub(crate) fn correlation_id(&self) -> Option<&str> {
         self.header("inin-correlation-id")
@@ -360,8 +371,8 @@ pub(crate) struct TransportOptions {
 /// The built-in transport.
 pub(crate) struct UreqTransport {
     agent: ureq::Agent,
-    /// For loopback hosts, which no proxy can reach in our stead.
-    direct: ureq::Agent,
+    /// Where there is a proxy: for loopback hosts, which it cannot reach in our stead.
+    direct: Option<ureq::Agent>,
     max_response_body: usize,
 }
 
@@ -378,6 +389,14 @@ impl UreqTransport {
                 )
             })?),
         };
+        if let Some(authority) = proxy.as_ref().and_then(|proxy| proxy.uri().authority())
+            && !is_addressable(authority)
+        {
+            return Err(Error::config(
+                "proxy",
+                "names no host, or a port that is none",
+            ));
+        }
         if let Some(proxy) = &proxy
             && !matches!(
                 proxy.protocol(),
@@ -424,13 +443,9 @@ impl UreqTransport {
             let config = config.tls_config(tls.clone());
             ureq::Agent::new_with_config(config.build())
         };
-        let direct = agent_with(None);
-        let agent = match proxy {
-            None => direct.clone(),
-            Some(proxy) => agent_with(Some(proxy)),
-        };
+        let direct = proxy.is_some().then(|| agent_with(None));
         Ok(UreqTransport {
-            agent,
+            agent: agent_with(proxy),
             direct,
             max_response_body: options.max_response_body,
         })
@@ -444,7 +459,16 @@ fn certificates(pem: &[u8]) -> Result<ureq::tls::RootCerts> {
     let mut found = Vec::new();
     for item in parse_pem(pem) {
         match item {
-            Ok(PemItem::Certificate(certificate)) => found.push(certificate),
+            Ok(PemItem::Certificate(certificate)) if is_der(certificate.der()) => {
+                found.push(certificate);
+            }
+            // ureq would leave it out in silence, and then trust nobody.
+            Ok(PemItem::Certificate(_)) => {
+                return Err(Error::config(
+                    "root_certificates",
+                    "a certificate in the PEM text is damaged or cut short",
+                ));
+            }
             Ok(_) => {}
             Err(e) => {
                 return Err(
@@ -464,12 +488,31 @@ fn certificates(pem: &[u8]) -> Result<ureq::tls::RootCerts> {
     Ok(ureq::tls::RootCerts::from(found.into_iter()))
 }
 
+/// Whether these bytes are framed as a certificate is: one DER sequence, and nothing after it.
+#[cfg(feature = "rustls")]
+fn is_der(bytes: &[u8]) -> bool {
+    let Some((0x30, [length, rest @ ..])) = bytes.split_first().map(|(tag, rest)| (*tag, rest))
+    else {
+        return false;
+    };
+    match length {
+        0..=0x7f => usize::from(*length) == rest.len() && *length > 0,
+        // The length follows, in this many bytes.
+        0x81..=0x84 if rest.len() > usize::from(length & 0x7f) => {
+            let (told, content) = rest.split_at(usize::from(length & 0x7f));
+            told.iter()
+                .fold(0, |sum, byte| sum << 8 | usize::from(*byte))
+                == content.len()
+        }
+        _ => false,
+    }
+}
+
 impl Transport for UreqTransport {
     fn send(&self, request: &Request) -> std::result::Result<Response, TransportError> {
-        let agent = if is_loopback(host_of(&request.url)) {
-            &self.direct
-        } else {
-            &self.agent
+        let agent = match &self.direct {
+            Some(direct) if is_loopback(host_of(&request.url)) => direct,
+            _ => &self.agent,
         };
         let mut builder = ureq::http::Request::builder()
             .method(request.method.as_str())
@@ -483,7 +526,10 @@ impl Transport for UreqTransport {
         };
         match outcome {
             Ok(response) => Ok(received(response, self.max_response_body)),
-            Err(error) => Err(failed(error, &request.url)),
+            Err(error) => {
+                let proxied = agent.config().proxy().is_some();
+                Err(failed(error, &request.url, proxied))
+            }
         }
     }
 }
@@ -535,7 +581,7 @@ fn received(response: ureq::http::Response<ureq::Body>, limit: usize) -> Respons
 }
 
 /// Sorts ureq's errors by what a caller can do about them, and by how far the request got.
-fn failed(error: ureq::Error, url: &str) -> TransportError {
+fn failed(error: ureq::Error, url: &str, proxied: bool) -> TransportError {
     use std::io::ErrorKind as Io;
 
     let host = host_and_port(url);
@@ -548,7 +594,7 @@ fn failed(error: ureq::Error, url: &str) -> TransportError {
             Sent::No,
         );
     }
-    let (kind, sent, message) = match &error {
+    let (kind, sent, mut message) = match &error {
         ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => (
             ErrorKind::Connect,
             Sent::No,
@@ -612,6 +658,9 @@ fn failed(error: ureq::Error, url: &str) -> TransportError {
             format!("the request to {host} failed"),
         ),
     };
+    if proxied && kind == ErrorKind::Connect && !message.contains("proxy") {
+        message += " (a proxy is set: it may be the one that cannot be reached)";
+    }
     TransportError::new(
         Error::new(kind, message).with_source(Cause(error.to_string())),
         sent,
@@ -663,8 +712,8 @@ pub(crate) fn base_url(text: &str, allow_http: bool) -> std::result::Result<Stri
     if uri.query().is_some() || text.contains('#') {
         return Err("must not hold a query or fragment");
     }
-    if uri.host().is_none_or(str::is_empty) {
-        return Err("names no host");
+    if !is_addressable(authority) {
+        return Err("names no host, or a port that is none");
     }
     match uri.scheme_str() {
         Some("https") => {}
@@ -678,6 +727,14 @@ pub(crate) fn base_url(text: &str, allow_http: bool) -> std::result::Result<Stri
         _ => return Err("must begin with https://"),
     }
     Ok(text.trim_end_matches('/').to_owned())
+}
+
+/// Whether there is a host, and a port that is one if any is given: else the scheme's would be
+/// taken in silence.
+fn is_addressable(authority: &ureq::http::uri::Authority) -> bool {
+    let (host, text) = (authority.host(), authority.as_str());
+    let without_user = text.rsplit_once('@').map_or(text, |(_, rest)| rest);
+    !host.is_empty() && (without_user == host || authority.port_u16().is_some())
 }
 
 /// `host:port` of an absolute URL, without user information.

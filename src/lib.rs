@@ -1,6 +1,68 @@
-//! Changes attributes on Genesys Cloud conversations safely.
+//! Changes attributes on Genesys Cloud conversations safely: a small, blocking client that logs
+//! in, checks the values, locks optimistically, writes, settles conflicts and faults, and tells
+//! the world (hooks, audit, metrics). No async runtime, and no thread that was not asked for.
+//!
+//! ```no_run
+//! use genesys_attributes::{Client, Update};
+//!
+//! let client = Client::from_env()?;
+//! let receipt = client.update(
+//!     &Update::participant("5b2f0c1e-0000-4000-8000-000000000001", "customer")
+//!         .set("customer.tier", "premium")
+//!         .set("routing.score", 85),
+//! )?;
+//! println!("{} after {} requests", receipt.outcome.name(), receipt.requests);
+//! # Ok::<(), genesys_attributes::Error>(())
+//! ```
+//!
+//! # Where to begin
+//!
+//! - [`Client`] does the work; [`ClientBuilder`] has its settings.
+//! - [`Target`] is what can be written: a participant, the secure attributes, a custom record, or
+//!   the conversation-level attributes of the brief that this library was built from, which
+//!   today's public Platform API does not offer.
+//! - [`Update`] is what to write; [`Receipt`] is the proof; [`Error`] says what went wrong and
+//!   what to do.
+//! - [`Batch`] runs many updates, in order for each conversation.
+//!
+//! # What is promised
+//!
+//! - Nothing is sent before every key and value is checked, and all that is wrong is told at once.
+//! - A write to a target with a lock never goes out without its version.
+//! - A write that was confirmed is not sent again, whatever became of the rest of its answer.
+//! - There is exactly one event for each `Ok` of [`Outcome::Applied`] or
+//!   [`Outcome::AlreadyApplied`], and none for any other end. Every change at the platform belongs
+//!   to an event or to an error with [`Error::may_have_applied`].
+//! - Hooks that panic, block or call the client again do no harm to the update.
+//!
+//! What is not: on a target without a lock (participants, unlocked secure attributes) the last
+//! writer wins, and a copy of a write that a network held back may land late.
+//!
+//! # Secrets and logging
+//!
+//! The crate logs through [`log`]: each request's method, URL and status at `debug`, what is worth
+//! a look at `warn`. Secrets, tokens and attribute values are never in what it logs, in errors or
+//! in `Debug` output. ureq writes its own records under the target `ureq`; at its `trace` level
+//! they hold whole requests, the token included: filter that target in a logger of yours, as the
+//! program of this crate does.
+//!
+//! # Features
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `rustls` (default) | https; without it only loopback http, `allow_http` or an own [`Transport`] |
+//! | `cli` | the program `genesys-attributes` |
+//!
+//! # The house
+//!
+//! One noun a file, and each imports only from those before it: error, clock, secret, region,
+//! http, problem, validate, target, update, retry, limiter, histogram, metrics, call, auth, api,
+//! audit, event, version_cache, receipt, client, builder, batch.
 #![deny(missing_docs, unsafe_code, unreachable_pub)]
-#![warn(rustdoc::broken_intra_doc_links)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 mod api;
 mod audit;
@@ -44,3 +106,24 @@ pub use retry::RetryPolicy;
 pub use target::{Target, TargetKind};
 pub use update::Update;
 pub use validate::{Attributes, ValidationLimits};
+
+/// The code of the README, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+/// What callers rely on from any thread, checked when this is compiled.
+const _: () = {
+    const fn shared<T: Send + Sync + 'static>() {}
+    const fn sent<T: Send + 'static>() {}
+    shared::<Client>();
+    shared::<Error>();
+    shared::<Update>();
+    shared::<Receipt>();
+    shared::<Metrics>();
+    shared::<UpdateEvent>();
+    shared::<Cancel>();
+    sent::<ClientBuilder>();
+    sent::<Subscription>();
+    sent::<Batch>();
+};

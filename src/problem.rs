@@ -41,7 +41,7 @@ pub(crate) fn message_of(response: &Response) -> Option<String> {
 }
 
 fn parse(response: &Response) -> ErrorBody {
-    response.json().unwrap_or_default()
+    response.object().unwrap_or_default()
 }
 
 /// The error for an answer that is not a success. `what` names the thing that was addressed, such

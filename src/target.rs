@@ -207,6 +207,12 @@ impl Target {
         }
     }
 
+    /// Whether a write replaces whatever is there by then: the first one, when there is no version
+    /// yet. Sent a second time, it could undo what somebody else wrote after the first.
+    pub(crate) fn replaces(&self, basis: &Basis) -> bool {
+        self.is_locked() && basis.version.is_none()
+    }
+
     /// Whether keys can be taken away.
     pub(crate) fn can_remove(&self) -> bool {
         self.store == Store::Secure && !self.unlocked
@@ -310,7 +316,7 @@ impl Target {
 
     /// Where the target is read.
     pub(crate) fn read_path(&self) -> String {
-        let conversation = format!("/api/v2/conversations/{}", encoded(&self.conversation));
+        let conversation = ["/api/v2/conversations/", &encoded(&self.conversation)].concat();
         match &self.store {
             Store::Conversation | Store::Participant(_) => conversation,
             Store::Secure => conversation + "/secureattributes",
@@ -347,7 +353,7 @@ impl Target {
         };
         match &self.store {
             Store::Conversation => {
-                let read: ConversationBody = response.json().map_err(unreadable)?;
+                let read: ConversationBody = response.object().map_err(unreadable)?;
                 let version = version_of(read.version.as_ref(), response).ok_or_else(|| {
                     unreadable(
                         "it has no version, so the write could not be locked; the platform's \
@@ -364,7 +370,7 @@ impl Target {
                 })
             }
             Store::Participant(_) => {
-                let read: ConversationBody = response.json().map_err(unreadable)?;
+                let read: ConversationBody = response.object().map_err(unreadable)?;
                 let participant = self.choose(&read.participants)?;
                 Ok(Basis {
                     participant: participant.id.clone(),
@@ -375,24 +381,25 @@ impl Target {
                 })
             }
             Store::Secure => {
-                let read: SecureBody = response.json().map_err(unreadable)?;
-                let version = version_of(read.version.as_ref(), response);
-                if version.is_none() && !read.attributes.is_empty() {
+                let read: SecureBody = response.object().map_err(unreadable)?;
+                let version = told_version(read.version.as_ref());
+                let attributes = read.attributes.unwrap_or_default();
+                if version.is_none() && !attributes.is_empty() {
                     return Err(unreadable("it has attributes but no version".into()));
                 }
                 Ok(Basis {
                     version,
-                    attributes: Some(read.attributes),
+                    attributes: Some(attributes),
                     ..Basis::default()
                 })
             }
             Store::Custom(_) => {
-                let read: CustomBody = response.json().map_err(unreadable)?;
-                let version = version_of(read.version.as_ref(), response)
+                let read: CustomBody = response.object().map_err(unreadable)?;
+                let version = told_version(read.version.as_ref())
                     .ok_or_else(|| unreadable("it has no version".into()))?;
                 Ok(Basis {
                     version: Some(version),
-                    attributes: Some(read.custom_attributes),
+                    attributes: Some(read.custom_attributes.unwrap_or_default()),
                     divisions: read.divisions,
                     exists: true,
                     ..Basis::default()
@@ -608,6 +615,14 @@ pub(crate) struct Basis {
 }
 
 impl Basis {
+    /// Nothing is there yet.
+    pub(crate) fn absent() -> Basis {
+        Basis {
+            attributes: Some(Attributes::new()),
+            ..Basis::default()
+        }
+    }
+
     /// Whether everything that the change wants is there already; `None` where the values cannot
     /// be read.
     pub(crate) fn holds(&self, set: &Attributes, remove: &[String]) -> Option<bool> {
@@ -687,7 +702,7 @@ impl ParticipantBody {
 #[derive(Deserialize)]
 struct SecureBody {
     #[serde(default)]
-    attributes: Attributes,
+    attributes: Option<Attributes>,
     #[serde(default)]
     version: Option<Value>,
 }
@@ -696,7 +711,7 @@ struct SecureBody {
 #[serde(rename_all = "camelCase")]
 struct CustomBody {
     #[serde(default)]
-    custom_attributes: Attributes,
+    custom_attributes: Option<Attributes>,
     #[serde(default)]
     version: Option<Value>,
     #[serde(default)]
@@ -747,15 +762,23 @@ fn json_bytes(body: &impl Serialize) -> Result<Vec<u8>> {
     })
 }
 
-/// The version that a body tells, as text or number, or else the entity tag.
+/// The version that a body tells, as text or number, or else the entity tag: for the target whose
+/// version travels in `If-Match`.
 fn version_of(told: Option<&Value>, response: &Response) -> Option<String> {
+    told_version(told).or_else(|| {
+        response
+            .header("etag")
+            .filter(|tag| is_entity_tag(tag))
+            .map(str::to_owned)
+    })
+}
+
+/// The version that a body tells, as text or number.
+fn told_version(told: Option<&Value>) -> Option<String> {
     match told {
         Some(Value::String(text)) if is_version(text) => Some(text.clone()),
         Some(Value::Number(number)) => Some(number.to_string()),
-        _ => response
-            .header("etag")
-            .filter(|tag| is_entity_tag(tag))
-            .map(str::to_owned),
+        _ => None,
     }
 }
 
@@ -783,7 +806,7 @@ fn entity_tag(version: &str) -> String {
     if is_entity_tag(version) {
         version.to_owned()
     } else {
-        format!("\"{version}\"")
+        ["\"", version, "\""].concat()
     }
 }
 
@@ -797,6 +820,10 @@ fn json_version(version: &str) -> Value {
 }
 
 fn identifier(name: &str, id: &str, found: &mut Vec<Violation>) {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if !id.is_empty() && id.bytes().all(is_plain) {
+        return;
+    }
     let problem = if id.is_empty() {
         "nothing"
     } else if id.chars().any(char::is_control) {

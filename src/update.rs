@@ -193,7 +193,10 @@ impl Update {
         }
         if found.is_empty() {
             let attributes = validate::normalized(&self.attributes, target.values());
-            fits(&target.description(), json_length(&attributes), limits)?;
+            // The exact length takes as long as writing it does, which comes later anyway.
+            if longest_json(&attributes) > limits.body_bytes {
+                fits(target, json_length(attributes.as_ref()), limits)?;
+            }
             Ok(attributes)
         } else {
             Err(Error::violated(found))
@@ -202,22 +205,37 @@ impl Update {
 }
 
 /// Refuses a body that the platform would refuse, before it is sent.
-pub(crate) fn fits(what: &str, bytes: usize, limits: &ValidationLimits) -> Result<()> {
+pub(crate) fn fits(target: &Target, bytes: usize, limits: &ValidationLimits) -> Result<()> {
     if bytes <= limits.body_bytes {
         return Ok(());
     }
     Err(Error::new(
         ErrorKind::PayloadTooLarge,
         format!(
-            "{what}: the body has {bytes} bytes, and the platform takes at most {}: send fewer or \
+            "{}: the body has {bytes} bytes, and the platform takes at most {}: send fewer or \
              shorter attributes",
+            target.description(),
             limits.body_bytes
         ),
     ))
 }
 
+/// No less than how long attributes are as JSON, in bytes.
+fn longest_json(attributes: &Attributes) -> usize {
+    // A control character takes the most: six bytes for one.
+    let text = |s: &str| 6 * s.len() + 2;
+    let value = |value: &Value| match value {
+        Value::String(s) => text(s),
+        Value::Null | Value::Bool(_) => 5,
+        // Numbers, whose digits are not worth counting, and what only custom records hold.
+        _ => json_length(value),
+    };
+    let entries = attributes.iter();
+    entries.fold(2, |sum, (k, v)| sum + text(k) + value(v) + 2)
+}
+
 /// How long a value is as JSON, in bytes, without writing it anywhere.
-fn json_length(attributes: &Attributes) -> usize {
+fn json_length(value: &impl Serialize) -> usize {
     struct Length(usize);
     impl std::io::Write for Length {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -229,8 +247,8 @@ fn json_length(attributes: &Attributes) -> usize {
         }
     }
     let mut length = Length(0);
-    // Neither a map of JSON values nor this writer can fail.
-    let _ = serde_json::to_writer(&mut length, attributes);
+    // Neither JSON values nor this writer can fail.
+    let _ = serde_json::to_writer(&mut length, value);
     length.0
 }
 
@@ -273,7 +291,7 @@ impl<'de> Deserialize<'de> for Update {
                     Value::String(key) => Ok(key),
                     _ => Err(de::Error::custom("remove must be a list of keys")),
                 })
-                .collect::<std::result::Result<_, _>>()?,
+                .collect::<std::result::Result<Vec<_>, _>>()?,
             Some(_) => return Err(de::Error::custom("remove must be a list of keys")),
         };
         if let Some((name, _)) = fields.iter().next() {
@@ -319,13 +337,14 @@ impl<'de> Deserialize<'de> for Update {
         };
         target.set_unlocked(unlocked);
         target.set_schema(schema);
-        Ok(Update {
+        let update = Update {
             target,
             attributes,
-            remove,
+            remove: Vec::new(),
             if_version,
             skip_unchanged,
-        })
+        };
+        Ok(remove.into_iter().fold(update, Update::remove))
     }
 }
 

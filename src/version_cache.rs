@@ -67,8 +67,15 @@ impl VersionCache {
 /// One update at a time for each conversation.
 #[derive(Default)]
 pub(crate) struct Turns {
-    holders: Mutex<HashMap<String, ThreadId>>,
+    state: Mutex<Holders>,
     given_back: Condvar,
+}
+
+#[derive(Default)]
+struct Holders {
+    holders: HashMap<String, ThreadId>,
+    /// Without any, giving a turn back needs no system call.
+    waiting: usize,
 }
 
 /// The right to write to a conversation, until it is dropped.
@@ -86,15 +93,15 @@ impl Turns {
     /// closure, and waiting could be for itself.
     pub(crate) fn take<'a>(&'a self, conversation: &'a str) -> Result<Turn<'a>> {
         let me = std::thread::current().id();
-        let mut holders = lock(&self.holders);
-        if holders.values().any(|holder| *holder == me) {
+        let mut state = lock(&self.state);
+        if state.holders.values().any(|holder| *holder == me) {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 "an update_with closure must not update by itself: return the attributes instead",
             ));
         }
         loop {
-            match holders.entry(conversation.to_owned()) {
+            match state.holders.entry(conversation.to_owned()) {
                 Entry::Vacant(free) => {
                     free.insert(me);
                     return Ok(Turn {
@@ -102,7 +109,11 @@ impl Turns {
                         conversation,
                     });
                 }
-                Entry::Occupied(_) => holders = wait(&self.given_back, holders),
+                Entry::Occupied(_) => {
+                    state.waiting += 1;
+                    state = wait(&self.given_back, state);
+                    state.waiting -= 1;
+                }
             }
         }
     }
@@ -110,8 +121,13 @@ impl Turns {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        lock(&self.turns.holders).remove(self.conversation);
-        self.turns.given_back.notify_all();
+        let mut state = lock(&self.turns.state);
+        state.holders.remove(self.conversation);
+        let awaited = state.waiting > 0;
+        drop(state);
+        if awaited {
+            self.turns.given_back.notify_all();
+        }
     }
 }
 
@@ -179,7 +195,7 @@ mod tests {
             }
         });
         assert_eq!(*lock(&inside), 1_600);
-        assert!(lock(&turns.holders).is_empty());
+        assert!(lock(&turns.state).holders.is_empty());
     }
 
     #[test]
