@@ -11,12 +11,20 @@ use serde_json::json;
 
 use crate::fake::{Fake, Seen, json_response, lock, ms, says, secs};
 
+const BASE_URL: &str = "http://127.0.0.1:1";
+
 fn region() -> Region {
     Region::parse("eu-west-1").unwrap()
 }
 
 fn builder() -> ClientBuilder {
-    Client::builder(region(), Credentials::new("id", "secret")).no_proxy()
+    let builder = Client::builder(region(), Credentials::new("id", "secret")).no_proxy();
+    if cfg!(feature = "rustls") {
+        builder
+    } else {
+        // The region's addresses are https.
+        builder.base_url(BASE_URL)
+    }
 }
 
 fn update() -> Update {

@@ -345,6 +345,7 @@ fn after_an_unclear_attempt_a_conflict_with_the_values_in_place_is_our_own() {
             assert_eq!(receipt.outcome, Outcome::AlreadyApplied, "{name}");
             assert_eq!((receipt.attempts, receipt.requests), (2, 4));
             assert_eq!(receipt.version.as_deref(), Some("8"));
+            assert_eq!(receipt.previous_version.as_deref(), Some("7"));
             assert_eq!(fake.if_matches(), ["\"7\"", "\"7\""]);
             assert_eq!(client.metrics().already_applied, 1);
 
