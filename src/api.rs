@@ -30,13 +30,14 @@ impl Api {
         &self,
         call: &mut Call<'_>,
         write: Write,
+        purpose: Purpose,
         cancel: Option<&Cancel>,
     ) -> Result<Response> {
         let mut request =
             Request::new(write.method, [self.base_url.as_str(), &write.path].concat());
         request.if_match = write.if_match;
         request.body = Some(write.body);
-        self.send(call, request, Purpose::Write, cancel)
+        self.send(call, request, purpose, cancel)
     }
 
     fn send(

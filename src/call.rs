@@ -22,6 +22,9 @@ pub(crate) enum Purpose {
     Read,
     /// It changes the platform's state: an end without an answer leaves that open.
     Write,
+    /// A write that replaces whatever is there by then, without a lock: once its end is unclear, it
+    /// is handed back after the backoff instead of being sent again unseen.
+    Replace,
     /// The token endpoint, which throttles in a way of its own.
     Token,
 }
@@ -63,15 +66,10 @@ pub(crate) struct Call<'c> {
     pub(crate) attempts: u32,
     /// Requests sent.
     pub(crate) requests: u32,
-    /// A write ended without an answer: the platform may have applied it.
+    /// Some write ended without a clear answer: the platform may have applied it.
     pub(crate) may_have_applied: bool,
-    /// The write that is sent replaces what is there, whatever that is: when it ends unclear, it is
-    /// handed back after the backoff instead of being sent again.
-    pub(crate) replaces: bool,
-    /// That is what happened: look before writing again.
-    pub(crate) look_first: bool,
-    /// A write is under way, or the last one was not refused: what a panic leaves open.
-    pub(crate) open: bool,
+    /// The last write did, or is still under way.
+    pub(crate) unclear: bool,
     started: Option<Instant>,
     ended: Option<Instant>,
 }
@@ -103,9 +101,7 @@ impl Caller {
             attempts: 0,
             requests: 0,
             may_have_applied: false,
-            replaces: false,
-            look_first: false,
-            open: false,
+            unclear: false,
             started: None,
             ended: None,
         }
@@ -137,9 +133,11 @@ impl Caller {
                 call.requests += 1;
                 self.counters.requests.increment();
             }
-            if purpose == Purpose::Write {
+            let writes = matches!(purpose, Purpose::Write | Purpose::Replace);
+            if writes {
                 call.attempts += 1;
-                call.open = true;
+                // Also what a transport that panics leaves behind.
+                call.unclear = true;
             }
             if last.is_some() {
                 self.counters.retries.increment();
@@ -149,8 +147,11 @@ impl Caller {
             let now = self.clock.now();
             call.ended = Some(now);
 
-            let outcome = self.judge(call, request, purpose, &result);
-            call.open &= result.as_ref().is_ok_and(Response::is_success);
+            let outcome = self.judge(request, purpose, &result);
+            if writes {
+                call.unclear = is_unclear(&result);
+                call.may_have_applied |= call.unclear;
+            }
             if let Some(Outcome::Throttled {
                 retry_after: Some(wait),
             }) = outcome
@@ -175,8 +176,7 @@ impl Caller {
                 request.url
             );
             self.sleep(delay, call.cancel)?;
-            if purpose == Purpose::Write && call.replaces && call.may_have_applied {
-                call.look_first = true;
+            if purpose == Purpose::Replace && call.unclear {
                 return result;
             }
             last = Some(result);
@@ -199,11 +199,9 @@ impl Caller {
         retry_after(response.header("retry-after")?, self.clock.wall())
     }
 
-    /// What a result means for retrying; `None` when there is no point in it. Counts it, and marks
-    /// the call when the platform may have applied a write.
+    /// What a result means for retrying; `None` when there is no point in it. Counts it.
     fn judge(
         &self,
-        call: &mut Call<'_>,
         request: &Request,
         purpose: Purpose,
         result: &std::result::Result<Response, TransportError>,
@@ -213,9 +211,6 @@ impl Caller {
             Err(TransportError { error, sent }) => {
                 self.counters.transport_errors.increment();
                 warn!("{} {}: {error}", request.method.as_str(), request.url);
-                if *sent != Sent::No && purpose == Purpose::Write {
-                    call.may_have_applied = true;
-                }
                 let hopeless = *sent == Sent::No && !error.is_transient();
                 return (!hopeless).then_some(Outcome::Fault);
             }
@@ -234,13 +229,11 @@ impl Caller {
             400 if purpose == Purpose::Token && says_throttled(response) => {
                 self.throttled(response)
             }
-            408 | 500 | 502 | 503 | 504 => {
-                if purpose == Purpose::Write {
-                    call.may_have_applied = true;
-                }
-                Outcome::Fault
-            }
-            200..=299 if purpose != Purpose::Write && matches!(response.body, Body::Broken(_)) => {
+            408 | 500 | 502 | 503 | 504 => Outcome::Fault,
+            200..=299
+                if matches!(purpose, Purpose::Read | Purpose::Token)
+                    && matches!(response.body, Body::Broken(_)) =>
+            {
                 self.counters.transport_errors.increment();
                 Outcome::Fault
             }
@@ -287,6 +280,14 @@ impl Caller {
                 self.policy.deadline.as_secs_f64()
             ),
         )
+    }
+}
+
+/// Whether the platform may have applied a write that ended like this, without saying so.
+fn is_unclear(result: &std::result::Result<Response, TransportError>) -> bool {
+    match result {
+        Ok(response) => matches!(response.status, 408 | 500 | 502 | 503 | 504),
+        Err(failure) => failure.sent != Sent::No,
     }
 }
 

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::api::Api;
 use crate::audit::{self, AuditMode, AuditPhase, AuditRecord, AuditSink, AuditStatus};
-use crate::call::Call;
+use crate::call::{Call, Purpose};
 use crate::clock::{Cancel, Clock, rfc3339};
 use crate::error::{Error, ErrorKind, Result, Rule, Violation};
 use crate::event::{Listeners, Subscription, UpdateEvent};
@@ -352,7 +352,7 @@ impl Inner {
             self.settle(&mut job, &mut call, cancel)
         }))
         .unwrap_or_else(|_| {
-            call.may_have_applied |= call.open;
+            call.may_have_applied |= call.unclear;
             Err(Error::new(
                 ErrorKind::Internal,
                 "a transport, clock or closure panicked during the update",
@@ -442,10 +442,12 @@ impl Inner {
             if fresh && let Some(done) = self.consider(job, call)? {
                 return Ok(done);
             }
-            call.replaces = target.replaces(&job.basis);
+            call.unclear = false;
             let written = self.write(job, call, cancel);
-            let policy = &self.api.caller.policy;
-            if std::mem::take(&mut call.look_first) && call.attempts < policy.max_attempts {
+            if target.replaces(&job.basis)
+                && call.unclear
+                && call.attempts < self.api.caller.policy.max_attempts
+            {
                 job.basis = self.read_target(target, call, cancel)?;
                 // Computing again could count twice; what was computed from nothing still holds
                 // while there is nothing.
@@ -676,7 +678,12 @@ impl Inner {
             }
         }
         job.written_on.clone_from(&job.basis.version);
-        self.api.write(call, write, cancel)
+        let purpose = if target.replaces(&job.basis) {
+            Purpose::Replace
+        } else {
+            Purpose::Write
+        };
+        self.api.write(call, write, purpose, cancel)
     }
 
     fn remember(&self, target: &Target, what: Option<String>) {
