@@ -47,6 +47,7 @@ impl Api {
         purpose: Purpose,
         cancel: Option<&Cancel>,
     ) -> Result<Response> {
+        call.begin_request(purpose);
         let mut renewed = false;
         loop {
             let token = self.tokens.token(cancel)?;

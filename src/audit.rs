@@ -7,7 +7,7 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 
@@ -126,8 +126,20 @@ pub trait AuditSink: Send + Sync {
     }
 }
 
+/// A sink that is shared, so that its owner can still reach it.
+impl<S: AuditSink + ?Sized> AuditSink for Arc<S> {
+    fn record(&self, record: &AuditRecord) -> io::Result<()> {
+        (**self).record(record)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        (**self).flush()
+    }
+}
+
 /// What happens when an intent cannot be recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum AuditMode {
     /// The update goes on; the failure is counted, logged and flagged in the receipt.
     #[default]

@@ -184,23 +184,28 @@ impl TokenSource {
             match (current, held_off) {
                 (Some(token), held_off) => {
                     let due = token.refresh_at.is_some_and(|at| now >= at);
-                    if !due || state.refreshing || held_off.is_some() {
+                    if !due || state.refreshing || held_off.is_some() || self.caller.is_paused() {
                         return Ok(token);
                     }
                     state.refreshing = true;
                     drop(state);
-                    // The old one is still good when the new one cannot be had.
-                    return Ok(self.refresh(cancel).unwrap_or(token));
+                    // The old one is still good when the new one cannot be had: one attempt, over
+                    // well before it ends.
+                    let left = token
+                        .expires
+                        .map(|end| end.saturating_duration_since(now) / 2);
+                    return Ok(self.refresh(left, cancel).unwrap_or(token));
                 }
                 (None, Some((error, _))) => return Err(error.clone()),
                 (None, None) if state.refreshing => {
-                    state = wait(&self.refreshed, state);
+                    state = wait(&self.refreshed, state, cancel);
+                    Cancel::check(cancel)?;
                 }
                 (None, None) => {
                     state.refreshing = true;
                     state.failed = None;
                     drop(state);
-                    return self.refresh(cancel);
+                    return self.refresh(None, cancel);
                 }
             }
         }
@@ -218,17 +223,18 @@ impl TokenSource {
         }
     }
 
-    fn refresh(&self, cancel: Option<&Cancel>) -> Result<Arc<Token>> {
+    /// Logs in, in the name of everybody; within `limit` where there is no need for it yet.
+    fn refresh(&self, limit: Option<Duration>, cancel: Option<&Cancel>) -> Result<Arc<Token>> {
         let mut refreshing = Refreshing {
             source: self,
             outcome: None,
         };
-        let outcome = self.login(cancel);
+        let outcome = self.login(limit, cancel);
         refreshing.outcome = Some(outcome.clone());
         outcome
     }
 
-    fn login(&self, cancel: Option<&Cancel>) -> Result<Arc<Token>> {
+    fn login(&self, limit: Option<Duration>, cancel: Option<&Cancel>) -> Result<Arc<Token>> {
         let (id, secret) = match &self.credentials.0 {
             Kind::Token(token) => return Ok(self.issued(token.expose(), None)),
             Kind::Client { id, secret } => (id, secret),
@@ -239,8 +245,13 @@ impl TokenSource {
         request.content_type = "application/x-www-form-urlencoded";
         request.body = Some(b"grant_type=client_credentials".to_vec());
 
-        let asked_at = self.caller.clock.now();
-        let mut call = self.caller.begin(cancel);
+        let begun = self.caller.clock.now();
+        let mut policy = self.caller.policy;
+        if let Some(limit) = limit {
+            (policy.max_attempts, policy.deadline) = (1, limit);
+        }
+        let mut call = self.caller.begin_with(policy, cancel);
+        call.begin_request(Purpose::Token);
         let response = self.caller.send(&mut call, &mut request, Purpose::Token)?;
         if !response.is_success() {
             return Err(self.refused(&response));
@@ -266,7 +277,7 @@ impl TokenSource {
         Ok(self.issued(
             &grant.access_token,
             // Counted from before the request: the safe side.
-            Some((asked_at, Duration::from_secs(life))),
+            Some((call.sent.unwrap_or(begun), Duration::from_secs(life))),
         ))
     }
 
@@ -316,17 +327,25 @@ impl TokenSource {
         };
         Error::new(
             kind,
-            one_line(&format!(
-                "login failed: the token endpoint answered {} {} ({}): {advice}",
+            format!(
+                "login failed: the token endpoint answered {}{}{}: {advice}",
                 response.status,
-                shortened(code, 100),
-                shortened(told, 300),
-            )),
+                prefixed(" ", code),
+                prefixed(": ", told),
+            ),
         )
         .with_http_status(response.status)
         .with_code(body.error.map(|code| one_line(&shortened(&code, 100))))
         .with_correlation_id(response.correlation_id().map(str::to_owned))
         .with_retry_after(self.caller.retry_after(response).filter(|_| throttled))
+    }
+}
+
+/// Foreign text behind a separator, or nothing where there is none.
+fn prefixed(separator: &str, text: &str) -> String {
+    match text.trim() {
+        "" => String::new(),
+        text => format!("{separator}{}", shortened(text, 300)),
     }
 }
 

@@ -615,9 +615,9 @@ where
                 if state.busy.is_empty() {
                     return None;
                 }
-                state = wait(&self.changed, state);
+                state = wait(&self.changed, state, Some(self.cancel));
             } else if state.reading || full {
-                state = wait(&self.changed, state);
+                state = wait(&self.changed, state, Some(self.cancel));
             } else {
                 state.reading = true;
                 drop(state);

@@ -11,7 +11,7 @@ use log::{debug, warn};
 use crate::clock::{Cancel, Clock, retry_after, sleep_unless};
 use crate::error::{Error, ErrorKind, Result, Sent};
 use crate::http::{Body, Request, Response, Transport, TransportError};
-use crate::limiter::Limiter;
+use crate::limiter::{Limiter, Wait};
 use crate::metrics::Counters;
 use crate::retry::{Outcome, Retry, RetryPolicy, Step};
 
@@ -71,10 +71,21 @@ pub(crate) struct Call<'c> {
     /// The last write did, or is still under way.
     pub(crate) unclear: bool,
     started: Option<Instant>,
+    /// When the last request was sent.
+    pub(crate) sent: Option<Instant>,
     ended: Option<Instant>,
 }
 
 impl Call<'_> {
+    /// A new request begins. One that replaces what is there is one request over all of its
+    /// looks at the target in between.
+    pub(crate) fn begin_request(&mut self, purpose: Purpose) {
+        self.retry.begin(match purpose {
+            Purpose::Replace => self.attempts,
+            _ => 0,
+        });
+    }
+
     /// From the first request to the end of the last.
     pub(crate) fn latency(&self) -> Duration {
         match (self.started, self.ended) {
@@ -85,29 +96,45 @@ impl Call<'_> {
 }
 
 /// Gives a slot of the limiter back, also when the transport panics.
-struct Slot<'a>(&'a Caller);
+struct Slot<'a> {
+    caller: &'a Caller,
+    used: bool,
+}
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        self.0.limiter.release(self.0.clock.now());
+        if self.used {
+            self.caller.limiter.release(self.caller.clock.now());
+        } else {
+            self.caller.limiter.give_back();
+        }
     }
 }
 
 impl Caller {
     pub(crate) fn begin<'c>(&self, cancel: Option<&'c Cancel>) -> Call<'c> {
+        self.begin_with(self.policy, cancel)
+    }
+
+    pub(crate) fn begin_with<'c>(
+        &self,
+        policy: RetryPolicy,
+        cancel: Option<&'c Cancel>,
+    ) -> Call<'c> {
         Call {
-            retry: Retry::new(self.policy, self.longest_request, self.seeds.next()),
+            retry: Retry::new(policy, self.longest_request, self.seeds.next()),
             cancel,
             attempts: 0,
             requests: 0,
             may_have_applied: false,
             unclear: false,
             started: None,
+            sent: None,
             ended: None,
         }
     }
 
-    /// Sends `request` until there is an answer that a retry would not change, or the attempts or
+    /// Sends a request that was [begun](Call::begin_request) until there is an answer that a retry would not change, or the attempts or
     /// the time run out. The answer may be of any status.
     ///
     /// # Errors
@@ -119,16 +146,20 @@ impl Caller {
         request: &mut Request,
         purpose: Purpose,
     ) -> Result<Response> {
-        call.retry.begin();
         let mut last: Option<Result<Response, Error>> = None;
         loop {
             let now = self.await_permission(call)?;
-            let slot = Slot(self);
+            let mut slot = Slot {
+                caller: self,
+                used: false,
+            };
             match call.retry.permitted(now) {
                 Step::Send { timeout } => request.timeout = timeout,
                 _ => return last.unwrap_or_else(|| Err(self.too_late())),
             }
+            slot.used = true;
             call.started.get_or_insert(now);
+            call.sent = Some(now);
             if purpose != Purpose::Token {
                 call.requests += 1;
                 self.counters.requests.increment();
@@ -248,28 +279,41 @@ impl Caller {
         }
     }
 
-    /// Takes a slot of the limiter, and says when. The wait for it is outside of the deadline.
+    /// Takes a slot of the limiter, and says when. The wait for the client's own rate is outside of
+    /// the deadline; a pause that the platform asked for is not, once the call has begun.
     fn await_permission(&self, call: &mut Call<'_>) -> Result<Instant> {
         loop {
-            if call.cancel.is_some_and(Cancel::is_cancelled) {
-                return Err(cancelled());
-            }
+            Cancel::check(call.cancel)?;
             let now = self.clock.now();
-            let Err(wait) = self.limiter.acquire(now) else {
-                return Ok(now);
-            };
-            self.sleep(wait, call.cancel)?;
-            call.retry
-                .extend(self.clock.now().saturating_duration_since(now));
+            match self.limiter.acquire(now) {
+                Ok(()) => return Ok(now),
+                Err(Wait::Slot(wait)) => {
+                    self.sleep(wait, call.cancel)?;
+                    call.retry
+                        .extend(self.clock.now().saturating_duration_since(now));
+                }
+                Err(Wait::Pause(wait)) if call.retry.has_time(wait, now) => {
+                    self.sleep(wait, call.cancel)?;
+                }
+                Err(Wait::Pause(wait)) => {
+                    return Err(Error::new(
+                        ErrorKind::RateLimited,
+                        "the platform asked this client to slow down for longer than is left for \
+                         the update",
+                    )
+                    .with_retry_after(Some(wait)));
+                }
+            }
         }
     }
 
+    /// Whether the platform asked for a pause that is not over.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.limiter.is_paused(self.clock.now())
+    }
+
     fn sleep(&self, duration: Duration, cancel: Option<&Cancel>) -> Result<()> {
-        if sleep_unless(self.clock.as_ref(), duration, cancel) {
-            Ok(())
-        } else {
-            Err(cancelled())
-        }
+        sleep_unless(self.clock.as_ref(), duration, cancel)
     }
 
     fn too_late(&self) -> Error {
@@ -286,13 +330,13 @@ impl Caller {
 /// Whether the platform may have applied a write that ended like this, without saying so.
 fn is_unclear(result: &std::result::Result<Response, TransportError>) -> bool {
     match result {
-        Ok(response) => matches!(response.status, 408 | 500 | 502 | 503 | 504),
+        // 501 and 505 refuse; any other failure of a server or gateway leaves it open.
+        Ok(response) => {
+            let status = response.status;
+            status == 408 || status >= 500 && !matches!(status, 501 | 505)
+        }
         Err(failure) => failure.sent != Sent::No,
     }
-}
-
-fn cancelled() -> Error {
-    Error::new(ErrorKind::Cancelled, "cancelled by the caller")
 }
 
 /// The token endpoint's own way to say 429, which the official Terraform provider recognizes by

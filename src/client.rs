@@ -29,6 +29,7 @@ use crate::version_cache::{Turns, VersionCache};
 ///
 /// The platform's analytics drops attributes that are written after the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum EndedPolicy {
     /// Write, and only flag it in the receipt.
     Allow,
@@ -69,6 +70,9 @@ pub(crate) struct Inner {
     pub(crate) counters: Arc<Counters>,
     pub(crate) listeners: Listeners,
     pub(crate) audit: Option<Audit>,
+    /// Tells the audit ids of this client from those of another.
+    pub(crate) audit_prefix: String,
+    pub(crate) audit_sequence: AtomicU64,
     pub(crate) limits: ValidationLimits,
     pub(crate) metadata_source: String,
     pub(crate) ended: EndedPolicy,
@@ -78,14 +82,11 @@ pub(crate) struct Inner {
     pub(crate) in_flight: AtomicUsize,
 }
 
-/// The audit trail's settings and numbering.
+/// The audit trail's settings.
 pub(crate) struct Audit {
     pub(crate) sink: Arc<dyn AuditSink>,
     pub(crate) mode: AuditMode,
     pub(crate) values: bool,
-    /// Tells the ids of one client from those of another.
-    pub(crate) prefix: String,
-    pub(crate) sequence: AtomicU64,
 }
 
 /// Reads the current values and says what to write, or that there is nothing to.
@@ -168,13 +169,14 @@ impl Client {
     /// Reads, computes and writes under the lock of the target: `compute` gets the current values
     /// and returns those to set, or `None` when there is nothing to change.
     ///
-    /// After a conflict it is called again with the new values. When an attempt may have been
+    /// After a conflict on the version it is called again with the new values. When an attempt may have been
     /// applied and its values are not found in place, it is not: the call then fails with
     /// [`ErrorKind::Conflict`] and [`Error::may_have_applied`], since computing twice could count
     /// twice.
     ///
     /// On a participant target there is no lock: a writer in between is overwritten. `compute` must
-    /// not call `update` on the same client; it gets `InvalidInput` there.
+    /// not call `update` on the same client; it gets `InvalidInput` there. Nor must it wait for
+    /// another thread's update of the same conversation, which waits for this one.
     ///
     /// # Errors
     ///
@@ -221,7 +223,7 @@ impl Client {
             .map_err(|error| error.with_effort(call.attempts, call.requests, call.latency()))
     }
 
-    /// A bounded channel of the events from now on, of at least one place.
+    /// A bounded channel of the events from now on, of 1 to 65,536 places (`capacity` is clamped).
     pub fn subscribe(&self, capacity: usize) -> Subscription {
         self.inner.listeners.subscribe(capacity)
     }
@@ -241,7 +243,8 @@ impl Client {
     }
 
     /// Waits until no update of this client is under way on any thread and their hooks have
-    /// returned, then flushes the audit sink. For the end of a program.
+    /// returned, then flushes the audit sink. For the end of a program; from inside of a hook it
+    /// could only time out.
     ///
     /// # Errors
     ///
@@ -344,7 +347,7 @@ impl Inner {
             audit_id: None,
             audit_failed: false,
         };
-        let turn = self.turns.take(target.conversation_id())?;
+        let turn = self.turns.take(target.conversation_id(), cancel)?;
         let mut call = self.api.caller.begin(cancel);
         // A transport or closure of the caller's that panics must not leave an intent without its
         // outcome: that would look like a crash.
@@ -362,9 +365,11 @@ impl Inner {
         let done = match settled {
             Ok(done) => done,
             Err(error) => {
+                // A closure may have passed on the error of another update.
+                let may_have_applied = call.may_have_applied || error.may_have_applied();
                 let error = error
                     .with_effort(call.attempts, call.requests, call.latency())
-                    .with_may_have_applied(call.may_have_applied);
+                    .with_may_have_applied(may_have_applied);
                 if call.attempts > 0 {
                     self.remember(target, None);
                 }
@@ -448,17 +453,20 @@ impl Inner {
                 && call.unclear
                 && call.attempts < self.api.caller.policy.max_attempts
             {
-                job.basis = self.read_target(target, call, cancel)?;
-                // Computing again could count twice; what was computed from nothing still holds
-                // while there is nothing.
-                fresh = job.compute.is_none() || self.in_place(job);
-                if fresh || target.replaces(&job.basis) {
-                    continue;
+                // Where looking fails, the unclear write is the error to tell.
+                if let Ok(basis) = self.read_target(target, call, cancel) {
+                    job.basis = basis;
+                    // Computing again could count twice; what was computed from nothing still
+                    // holds while there is nothing.
+                    fresh = job.compute.is_none() || self.in_place(job);
+                    if fresh || target.replaces(&job.basis) {
+                        continue;
+                    }
                 }
             }
             let response = written?;
             if response.is_success() {
-                let (version, body) = target.written(&response);
+                let (version, body) = target.written(&job.basis, &response);
                 self.remember(target, target.memory(&job.basis, version.as_deref()));
                 return Ok(Done {
                     outcome: Outcome::Applied,
@@ -492,11 +500,7 @@ impl Inner {
         let target = &job.update.target;
         self.counters.conflicts.increment();
         self.remember(target, None);
-        let error = || {
-            self.refusal(target, response)
-                .with_kind(ErrorKind::Conflict)
-                .and("somebody else changed it in between")
-        };
+        let error = || self.refusal(target, response);
         if job.update.if_version.is_some() && !call.may_have_applied {
             return Err(error().with_transient(false));
         }
@@ -511,7 +515,7 @@ impl Inner {
         let final_unless_in_place = !may_try_again
             || call.may_have_applied && (job.compute.is_some() || job.update.if_version.is_some());
         if final_unless_in_place && !(call.may_have_applied && look && self.in_place(job)) {
-            return Err(error());
+            return Err(error().with_transient(job.update.if_version.is_none()));
         }
         Ok(look)
     }
@@ -629,7 +633,12 @@ impl Inner {
     /// The error for an answer that is no success.
     fn refusal(&self, target: &Target, response: &Response) -> Error {
         let wait = self.api.caller.retry_after(response);
-        let error = problem::error_of(response, &target.description(), wait);
+        let kind = if target.is_conflict(response) {
+            ErrorKind::Conflict
+        } else {
+            problem::kind_of(response.status)
+        };
+        let error = problem::error_of_kind(kind, response, &target.description(), wait);
         match target.advice(response) {
             Some(advice) => error.and(&advice),
             None => error,
@@ -658,8 +667,7 @@ impl Inner {
         if let Some(audit) = &self.audit
             && job.audit_id.is_none()
         {
-            let number = audit.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-            job.audit_id = Some(format!("{}-{number}", audit.prefix));
+            job.audit_id = Some(self.next_audit_id());
             let mut intent = self.record(job, timestamp);
             intent.previous_version = job.basis.version.clone();
             if let Err(e) = audit::record(audit.sink.as_ref(), &intent) {
@@ -705,12 +713,17 @@ impl Inner {
             .is_ok()
     }
 
+    fn next_audit_id(&self) -> String {
+        let number = self.audit_sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        format!("{}-{number}", self.audit_prefix)
+    }
+
     /// The parts that all records of an update have.
     fn record(&self, job: &Job<'_>, timestamp: String) -> AuditRecord {
         let target = &job.update.target;
         let values = self.audit.as_ref().is_some_and(|audit| audit.values);
         AuditRecord {
-            id: job.audit_id.clone().unwrap_or_default(),
+            id: job.audit_id.clone().unwrap_or_else(|| self.next_audit_id()),
             phase: AuditPhase::Intent,
             timestamp,
             conversation_id: target.conversation_id().to_owned(),
@@ -795,7 +808,12 @@ impl Inner {
 
     fn identity(&self) -> Result<Identity> {
         let mut call = self.api.caller.begin(None);
-        let response = self.api.get(&mut call, "/api/v2/tokens/me", None)?;
+        self.ask_identity(&mut call)
+            .map_err(|error| error.with_effort(call.attempts, call.requests, call.latency()))
+    }
+
+    fn ask_identity(&self, call: &mut Call<'_>) -> Result<Identity> {
+        let response = self.api.get(call, "/api/v2/tokens/me", None)?;
         let what = "the token";
         if !response.is_success() {
             let wait = self.api.caller.retry_after(&response);

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::error::{Error, ErrorKind, Result};
+
 /// A source of time, and the way to wait for it to pass.
 ///
 /// The library takes every time and every wait from here, so that code built on it can be tested
@@ -120,12 +122,28 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits on a condition variable; see [`lock`] for the poisoning.
-pub(crate) fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-    condition
-        .wait(guard)
-        .unwrap_or_else(PoisonError::into_inner)
+/// Waits on a condition variable; see [`lock`] for the poisoning. With a `cancel` it returns now
+/// and then, for the caller to look at it.
+pub(crate) fn wait<'a, T>(
+    condition: &Condvar,
+    guard: MutexGuard<'a, T>,
+    cancel: Option<&Cancel>,
+) -> MutexGuard<'a, T> {
+    match cancel {
+        None => condition
+            .wait(guard)
+            .unwrap_or_else(PoisonError::into_inner),
+        Some(_) => {
+            condition
+                .wait_timeout(guard, SLICE)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0
+        }
+    }
 }
+
+/// A waiting thread cannot be woken by a [`Cancel`], so it looks up this often.
+const SLICE: Duration = Duration::from_millis(100);
 
 /// A flag that ends work early. Clones share it.
 ///
@@ -149,26 +167,36 @@ impl Cancel {
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
+
+    /// An error once the flag is set.
+    pub(crate) fn check(cancel: Option<&Cancel>) -> Result<()> {
+        match cancel {
+            Some(cancel) if cancel.is_cancelled() => {
+                Err(Error::new(ErrorKind::Cancelled, "cancelled by the caller"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
-/// Sleeps for `duration`, or until `cancel` is set; says whether the whole time passed.
-pub(crate) fn sleep_unless(clock: &dyn Clock, duration: Duration, cancel: Option<&Cancel>) -> bool {
-    // A sleeping thread cannot be woken through `Clock`, so it looks up every now and then.
-    const SLICE: Duration = Duration::from_millis(100);
-    let Some(cancel) = cancel else {
+/// Sleeps for `duration`, or until `cancel` is set, which is an error.
+pub(crate) fn sleep_unless(
+    clock: &dyn Clock,
+    duration: Duration,
+    cancel: Option<&Cancel>,
+) -> Result<()> {
+    if cancel.is_none() {
         clock.sleep(duration);
-        return true;
-    };
+        return Ok(());
+    }
     let mut left = duration;
     while !left.is_zero() {
-        if cancel.is_cancelled() {
-            return false;
-        }
+        Cancel::check(cancel)?;
         let step = left.min(SLICE);
         clock.sleep(step);
         left -= step;
     }
-    !cancel.is_cancelled()
+    Cancel::check(cancel)
 }
 
 /// A time as RFC 3339 text in UTC with milliseconds, such as `2026-01-31T09:05:00.250Z`: what
@@ -375,17 +403,14 @@ mod tests {
     fn a_cancelled_sleep_ends_early() {
         let clock = ManualClock::new();
         let cancel = Cancel::new();
-        assert!(sleep_unless(
-            &clock,
-            Duration::from_millis(250),
-            Some(&cancel)
-        ));
+        sleep_unless(&clock, Duration::from_millis(250), Some(&cancel)).unwrap();
         assert_eq!(
             clock.sleeps().iter().sum::<Duration>(),
             Duration::from_millis(250)
         );
         cancel.cancel();
-        assert!(!sleep_unless(&clock, Duration::from_secs(9), Some(&cancel)));
+        let error = sleep_unless(&clock, Duration::from_secs(9), Some(&cancel)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled);
         assert_eq!(
             clock.sleeps().iter().sum::<Duration>(),
             Duration::from_millis(250)

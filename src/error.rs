@@ -138,13 +138,12 @@ impl Serialize for ErrorKind {
 /// It decides what a retry may do: a request that was never sent can be sent again without a
 /// second thought, one that may have arrived makes the outcome of the write uncertain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Sent {
     /// Nothing of the request left this machine.
     No,
     /// The request may have reached the platform; its answer did not come back.
     Maybe,
-    /// The platform answered: a status line arrived, and only its body is missing.
-    Yes,
 }
 
 /// The rule that a value, key, identifier or option broke.
@@ -360,13 +359,6 @@ impl Error {
         error
     }
 
-    /// Changes the kind, and with it whether the failure usually passes.
-    pub(crate) fn with_kind(mut self, kind: ErrorKind) -> Error {
-        self.0.kind = kind;
-        self.0.transient = kind.usually_passes();
-        self
-    }
-
     /// Says one thing more.
     pub(crate) fn and(mut self, more: &str) -> Error {
         self.0.message = format!("{}; {}", self.0.message, one_line(more));
@@ -441,7 +433,8 @@ impl Error {
         &self.0.violations
     }
 
-    /// How long the platform asked to wait, on a [`ErrorKind::RateLimited`] error.
+    /// How long the platform asked to wait: always worth a look on a [`ErrorKind::RateLimited`]
+    /// error, and sometimes told with others.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
     }

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -103,22 +103,40 @@ impl Deref for Delivery {
 pub struct Subscription {
     receiver: Receiver<Delivery>,
     lost: Arc<AtomicU64>,
+    closed: AtomicBool,
 }
+
+/// The largest capacity of a subscription.
+const MOST_PLACES: usize = 1 << 16;
 
 impl Subscription {
     /// Waits for the next event. `None` when the client and all of its clones are gone.
     pub fn recv(&self) -> Option<Delivery> {
-        self.receiver.recv().ok()
+        let received = self.receiver.recv().ok();
+        self.closed.fetch_or(received.is_none(), Ordering::Relaxed);
+        received
     }
 
     /// Waits for the next event, for `timeout` at most. `None` when none came.
     pub fn recv_timeout(&self, timeout: Duration) -> Option<Delivery> {
-        self.receiver.recv_timeout(timeout).ok()
+        let received = self.receiver.recv_timeout(timeout);
+        let closed = matches!(received, Err(RecvTimeoutError::Disconnected));
+        self.closed.fetch_or(closed, Ordering::Relaxed);
+        received.ok()
     }
 
     /// The next event, if one is there already.
     pub fn try_recv(&self) -> Option<Delivery> {
-        self.receiver.try_recv().ok()
+        let received = self.receiver.try_recv();
+        let closed = matches!(received, Err(TryRecvError::Disconnected));
+        self.closed.fetch_or(closed, Ordering::Relaxed);
+        received.ok()
+    }
+
+    /// Whether a receive found that the client is gone and every event was taken: no more will
+    /// come.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// How many events were lost so far, those that no delivery has told of yet included.
@@ -160,8 +178,10 @@ impl Listeners {
     }
 
     pub(crate) fn subscribe(&self, capacity: usize) -> Subscription {
-        // A channel of none would only ever deliver to a receiver that waits at that moment.
-        let (sender, receiver) = std::sync::mpsc::sync_channel(capacity.max(1));
+        // A channel of none would only ever deliver to a receiver that waits at that moment; and
+        // all places are allocated at once.
+        let capacity = capacity.clamp(1, MOST_PLACES);
+        let (sender, receiver) = std::sync::mpsc::sync_channel(capacity);
         let lost = Arc::new(AtomicU64::new(0));
         lock(&self.subscribers).push(Subscriber {
             sender,
@@ -169,7 +189,11 @@ impl Listeners {
             lost: lost.clone(),
         });
         self.subscribed.store(true, Ordering::Release);
-        Subscription { receiver, lost }
+        Subscription {
+            receiver,
+            lost,
+            closed: AtomicBool::new(false),
+        }
     }
 
     /// Whether there is anybody to tell.

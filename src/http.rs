@@ -12,6 +12,7 @@ use crate::secret::Secret;
 
 /// The HTTP methods that this library sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Method {
     /// Read.
     Get,
@@ -243,6 +244,16 @@ impl TransportError {
     /// whether a write may be counted as not done.
     pub fn new(error: Error, sent: Sent) -> TransportError {
         TransportError { error, sent }
+    }
+
+    /// What happened.
+    pub fn error(&self) -> &Error {
+        &self.error
+    }
+
+    /// How far the request got.
+    pub fn sent(&self) -> Sent {
+        self.sent
     }
 }
 

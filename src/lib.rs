@@ -61,7 +61,12 @@
 #![deny(missing_docs, unsafe_code, unreachable_pub)]
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)
+    deny(
+        clippy::disallowed_methods,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unwrap_used
+    )
 )]
 
 mod api;

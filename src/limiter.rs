@@ -61,6 +61,15 @@ impl RateLimit {
 /// before that, so no 60 seconds at the server ever hold more requests than there are slots.
 const WINDOW: Duration = Duration::from_secs(60);
 
+/// Why a request may not go yet, and for how long at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// The client's own rate is used up.
+    Slot(Duration),
+    /// The platform asked for it.
+    Pause(Duration),
+}
+
 /// A sliding log of the requests of the last minute.
 #[derive(Debug)]
 pub(crate) struct Limiter {
@@ -85,12 +94,12 @@ impl Limiter {
     }
 
     /// Takes a slot, or says how long it is until there may be one. A taken slot must be given
-    /// back with [`Limiter::release`].
-    pub(crate) fn acquire(&self, now: Instant) -> Result<(), Duration> {
+    /// back with [`Limiter::release`], or with [`Limiter::give_back`] when nothing was sent.
+    pub(crate) fn acquire(&self, now: Instant) -> Result<(), Wait> {
         let mut state = lock(&self.state);
         if let Some(until) = state.paused_until {
             if now < until {
-                return Err(until - now);
+                return Err(Wait::Pause(until - now));
             }
             state.paused_until = None;
         }
@@ -105,7 +114,8 @@ impl Limiter {
             return Ok(());
         }
         // With all slots in flight, none frees before one answers and its window passes.
-        Err(state.frees.front().map_or(WINDOW, |free| *free - now))
+        let free = state.frees.front();
+        Err(Wait::Slot(free.map_or(WINDOW, |free| *free - now)))
     }
 
     /// The response to a request came, or its failure.
@@ -115,6 +125,21 @@ impl Limiter {
             state.in_flight = state.in_flight.saturating_sub(1);
             state.frees.push_back(now + WINDOW);
         }
+    }
+
+    /// A slot was taken, but nothing was sent.
+    pub(crate) fn give_back(&self) {
+        if self.slots.is_some() {
+            let mut state = lock(&self.state);
+            state.in_flight = state.in_flight.saturating_sub(1);
+        }
+    }
+
+    /// Whether nobody may send for now.
+    pub(crate) fn is_paused(&self, now: Instant) -> bool {
+        lock(&self.state)
+            .paused_until
+            .is_some_and(|until| now < until)
     }
 
     /// Nobody sends before `until`.
@@ -142,15 +167,21 @@ mod tests {
             assert_eq!(limiter.acquire(clock.now()), Ok(()));
         }
         // All in flight: nothing frees within a window.
-        assert_eq!(limiter.acquire(clock.now()), Err(WINDOW));
+        assert_eq!(limiter.acquire(clock.now()), Err(Wait::Slot(WINDOW)));
         clock.advance(ms(100));
         limiter.release(clock.now());
         clock.advance(ms(50));
         limiter.release(clock.now());
-        assert_eq!(limiter.acquire(clock.now()), Err(WINDOW - ms(50)));
+        assert_eq!(
+            limiter.acquire(clock.now()),
+            Err(Wait::Slot(WINDOW - ms(50)))
+        );
         clock.advance(WINDOW - ms(50));
         assert_eq!(limiter.acquire(clock.now()), Ok(()));
-        assert_eq!(limiter.acquire(clock.now()), Err(ms(50)));
+        assert_eq!(limiter.acquire(clock.now()), Err(Wait::Slot(ms(50))));
+        // One that was not used is free at once.
+        limiter.give_back();
+        assert_eq!(limiter.acquire(clock.now()), Ok(()));
     }
 
     #[test]
@@ -160,7 +191,7 @@ mod tests {
             let limiter = Limiter::new(rate);
             limiter.pause(clock.now() + ms(7_000));
             limiter.pause(clock.now() + ms(2_000));
-            assert_eq!(limiter.acquire(clock.now()), Err(ms(7_000)));
+            assert_eq!(limiter.acquire(clock.now()), Err(Wait::Pause(ms(7_000))));
             assert_eq!(limiter.acquire(clock.now() + ms(7_000)), Ok(()));
             assert_eq!(limiter.acquire(clock.now() + ms(7_001)), Ok(()));
         }
@@ -188,7 +219,7 @@ mod tests {
             let mut arrivals = Vec::new();
             for (idle, took, share) in steps {
                 clock.advance(ms(idle));
-                if let Err(wait) = limiter.acquire(clock.now()) {
+                if let Err(Wait::Slot(wait)) = limiter.acquire(clock.now()) {
                     prop_assert!(!wait.is_zero());
                     clock.advance(wait);
                     prop_assert_eq!(limiter.acquire(clock.now()), Ok(()));
@@ -222,7 +253,7 @@ mod tests {
                 for _ in 0..burst {
                     limiter.release(clock.now());
                 }
-                if let Err(wait) = limiter.acquire(clock.now()) {
+                if let Err(Wait::Slot(wait)) = limiter.acquire(clock.now()) {
                     clock.advance(wait);
                 }
             }

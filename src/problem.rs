@@ -47,8 +47,17 @@ fn parse(response: &Response) -> ErrorBody {
 /// The error for an answer that is not a success. `what` names the thing that was addressed, such
 /// as `conversation c-1`.
 pub(crate) fn error_of(response: &Response, what: &str, retry_after: Option<Duration>) -> Error {
+    error_of_kind(kind_of(response.status), response, what, retry_after)
+}
+
+/// As [`error_of`], where the target knows better than the status what the answer means.
+pub(crate) fn error_of_kind(
+    kind: ErrorKind,
+    response: &Response,
+    what: &str,
+    retry_after: Option<Duration>,
+) -> Error {
     let status = response.status;
-    let kind = kind_of(status);
     let body = parse(response);
     let permissions = if kind == ErrorKind::Forbidden {
         permissions(&body)
@@ -74,7 +83,7 @@ pub(crate) fn error_of(response: &Response, what: &str, retry_after: Option<Dura
     if let Some(id) = &correlation_id {
         text += &format!(" [correlation id {}]", shortened(id, 100));
     }
-    if let Some(advice) = advice(status, &permissions, retry_after) {
+    if let Some(advice) = advice(kind, status, &permissions, retry_after) {
         text += ": ";
         text += &advice;
     }
@@ -84,38 +93,51 @@ pub(crate) fn error_of(response: &Response, what: &str, retry_after: Option<Dura
         .with_correlation_id(correlation_id.map(|id| one_line(&shortened(&id, 200))))
         .with_missing_permissions(permissions)
         .with_retry_after(retry_after);
-    if kind == ErrorKind::Server && !matches!(status, 500 | 502 | 503 | 504) {
-        // 501, 505 and the like say what will not change.
+    if matches!(status, 501 | 505) {
+        // What it does not do today it will not do tomorrow.
         return error.with_transient(false);
     }
     error
 }
 
-fn advice(status: u16, permissions: &[String], retry_after: Option<Duration>) -> Option<String> {
-    Some(match status {
-        400 | 422 => "correct the attributes or the identifiers".into(),
-        401 => "the access token was refused; check that the OAuth client is active and belongs \
-                to this region, or that the given access token is still valid"
+fn advice(
+    kind: ErrorKind,
+    status: u16,
+    permissions: &[String],
+    retry_after: Option<Duration>,
+) -> Option<String> {
+    Some(match kind {
+        ErrorKind::InvalidInput if matches!(status, 400 | 422) => {
+            "correct the attributes or the identifiers".into()
+        }
+        ErrorKind::Auth => "the access token was refused; check that the OAuth client is active \
+                            and belongs to this region, or that the given access token is still \
+                            valid"
             .into(),
-        403 if permissions.is_empty() => "give a role of the OAuth client the permission for this \
-                endpoint in the conversation's division (the conversation-level endpoint asks for \
-                conversation:attributes:write and conversation:read); for client credentials roles \
-                and divisions count, not scopes"
-            .into(),
-        403 => format!(
+        ErrorKind::Forbidden if permissions.is_empty() => {
+            "give a role of the OAuth client the permission for this endpoint in the \
+             conversation's division (the conversation-level endpoint asks for \
+             conversation:attributes:write and conversation:read); for client credentials roles \
+             and divisions count, not scopes"
+                .into()
+        }
+        ErrorKind::Forbidden => format!(
             "give a role of the OAuth client {} in the conversation's division; for client \
              credentials roles count, not scopes",
             permissions.join(" or ")
         ),
-        404 | 410 => {
+        ErrorKind::NotFound => {
             "check the id and the region; a conversation that ended long ago may be gone".into()
         }
-        413 => "send fewer or shorter attributes".into(),
-        429 => match retry_after {
+        ErrorKind::Conflict => "somebody else changed it in between".into(),
+        ErrorKind::PayloadTooLarge => "send fewer or shorter attributes".into(),
+        ErrorKind::RateLimited => match retry_after {
             Some(wait) => format!("try again in {} s, at a lower rate", wait.as_secs()),
             None => "try again later, at a lower rate".into(),
         },
-        300..=399 => "redirects are not followed; check the base URL".into(),
+        ErrorKind::Protocol if (300..400).contains(&status) => {
+            "redirects are not followed; check the base URL".into()
+        }
         _ => return None,
     })
 }

@@ -65,7 +65,7 @@ pub struct Receipt {
     pub correlation_id: Option<String>,
     /// When it was done: RFC 3339, UTC, milliseconds.
     pub timestamp: String,
-    /// The platform's answer to the write, where it was a JSON object.
+    /// The platform's answer to the write, where it was JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response: Option<Value>,
     /// The conversation is over, as far as a read of this update told: the platform's analytics

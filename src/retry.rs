@@ -168,9 +168,15 @@ impl Retry {
         }
     }
 
-    /// A new request begins: its attempts are counted from zero.
-    pub(crate) fn begin(&mut self) {
-        self.attempts = 0;
+    /// A new request begins, of which so many attempts count as made.
+    pub(crate) fn begin(&mut self, attempts: u32) {
+        self.attempts = attempts;
+    }
+
+    /// Whether there is time to wait for `delay`. Always before the first request.
+    pub(crate) fn has_time(&self, delay: Duration, now: Instant) -> bool {
+        self.deadline
+            .is_none_or(|deadline| delay < deadline.saturating_duration_since(now))
     }
 
     /// Whether the next request may be sent. The first call starts the deadline.
@@ -233,9 +239,10 @@ impl Retry {
     }
 
     fn wait(&self, delay: Duration, now: Instant) -> Step {
-        match self.deadline {
-            Some(deadline) if delay >= deadline.saturating_duration_since(now) => Step::HandBack,
-            _ => Step::Wait(delay),
+        if self.has_time(delay, now) {
+            Step::Wait(delay)
+        } else {
+            Step::HandBack
         }
     }
 }
@@ -280,7 +287,7 @@ mod tests {
 
     fn started(policy: RetryPolicy, seed: u64, now: Instant) -> Retry {
         let mut retry = Retry::new(policy, LONGEST, seed);
-        retry.begin();
+        retry.begin(0);
         assert_eq!(retry.permitted(now), Step::Send { timeout: None });
         retry
     }
@@ -330,7 +337,7 @@ mod tests {
             assert!(matches!(retry.permitted(now), Step::Send { .. }));
         }
         assert_eq!(retry.after(Outcome::Fault, now), Step::HandBack);
-        retry.begin();
+        retry.begin(0);
         assert!(matches!(retry.permitted(now), Step::Send { .. }));
         assert!(matches!(retry.after(Outcome::Fault, now), Step::Wait(_)));
     }
@@ -381,7 +388,7 @@ mod tests {
         let clock = ManualClock::new();
         let policy = RetryPolicy::default().with_deadline(secs(10));
         let mut retry = Retry::new(policy, LONGEST, 1);
-        retry.begin();
+        retry.begin(0);
         retry.permitted(clock.now());
         let step = retry.after(
             Outcome::Throttled {
@@ -445,7 +452,7 @@ mod tests {
             let clock = ManualClock::new();
             let end = clock.now() + secs(deadline);
             let mut retry = Retry::new(policy, LONGEST, seed);
-            retry.begin();
+            retry.begin(0);
             let mut sent = 0;
             for (outcome, took) in events {
                 match retry.permitted(clock.now()) {

@@ -371,7 +371,7 @@ impl Target {
             }
             Store::Participant(_) => {
                 let read: ConversationBody = response.object().map_err(unreadable)?;
-                let participant = self.choose(&read.participants)?;
+                let participant = self.choose(read.participants.as_deref().unwrap_or_default())?;
                 Ok(Basis {
                     participant: participant.id.clone(),
                     // A participant without the field has no attributes.
@@ -463,12 +463,15 @@ impl Target {
             .collect();
         purposes.sort_unstable();
         purposes.dedup();
+        let there = match purposes.as_slice() {
+            [] => "no participants".to_owned(),
+            some => format!("participants of the purposes {}", some.join(", ")),
+        };
         Error::new(
             ErrorKind::NotFound,
             format!(
-                "{}: there is none; the conversation has participants of the purposes: {}",
-                self.description(),
-                purposes.join(", ")
+                "{}: there is none; the conversation has {there}",
+                self.description()
             ),
         )
     }
@@ -578,14 +581,18 @@ impl Target {
 
     /// The answer's JSON and the version that it tells, where it tells any. An answer that cannot
     /// be read is no failure: the write is applied all the same.
-    pub(crate) fn written(&self, response: &Response) -> (Option<String>, Option<Value>) {
+    pub(crate) fn written(
+        &self,
+        basis: &Basis,
+        response: &Response,
+    ) -> (Option<String>, Option<Value>) {
         let body: Option<Value> = response.json().ok();
-        let version = match self.store {
-            Store::Conversation => {
-                let broken = !matches!(response.body, Body::Whole(_));
-                let told = body.as_ref().and_then(|body| body.get("version"));
-                version_of(told, response).filter(|_| !broken)
-            }
+        let told = body.as_ref().and_then(|body| body.get("version"));
+        let version = match (&self.store, &response.body) {
+            // Frameworks tag bodies by themselves, weakly, which `If-Match` never matches: such a
+            // tag is a version only where the read had one, too.
+            (Store::Conversation, Body::Whole(_)) => version_of(told, response)
+                .filter(|version| basis.is_tagged() || !version.starts_with("W/")),
             _ => None,
         };
         (version, body)
@@ -621,6 +628,10 @@ impl Basis {
             attributes: Some(Attributes::new()),
             ..Basis::default()
         }
+    }
+
+    fn is_tagged(&self) -> bool {
+        self.version.as_deref().is_some_and(is_entity_tag)
     }
 
     /// Whether everything that the change wants is there already; `None` where the values cannot
@@ -663,7 +674,7 @@ struct ConversationBody {
     #[serde(default)]
     attributes: Option<Attributes>,
     #[serde(default)]
-    participants: Vec<ParticipantBody>,
+    participants: Option<Vec<ParticipantBody>>,
 }
 
 impl ConversationBody {

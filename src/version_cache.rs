@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Condvar, Mutex};
 use std::thread::ThreadId;
 
-use crate::clock::{lock, wait};
+use crate::clock::{Cancel, lock, wait};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A bounded memory of strings by key. When it is full, the half that was not used lately goes.
@@ -90,14 +90,19 @@ impl Turns {
     /// # Errors
     ///
     /// `InvalidInput` when this thread holds a turn already: it is inside of an `update_with`
-    /// closure, and waiting could be for itself.
-    pub(crate) fn take<'a>(&'a self, conversation: &'a str) -> Result<Turn<'a>> {
+    /// closure, say, and waiting could be for itself. `Cancelled`.
+    pub(crate) fn take<'a>(
+        &'a self,
+        conversation: &'a str,
+        cancel: Option<&Cancel>,
+    ) -> Result<Turn<'a>> {
         let me = std::thread::current().id();
         let mut state = lock(&self.state);
         if state.holders.values().any(|holder| *holder == me) {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
-                "an update_with closure must not update by itself: return the attributes instead",
+                "code that is called from inside of an update (an update_with closure, an audit \
+                 sink, a transport) must not update through the same client",
             ));
         }
         loop {
@@ -111,8 +116,9 @@ impl Turns {
                 }
                 Entry::Occupied(_) => {
                     state.waiting += 1;
-                    state = wait(&self.given_back, state);
+                    state = wait(&self.given_back, state, cancel);
                     state.waiting -= 1;
+                    Cancel::check(cancel)?;
                 }
             }
         }
@@ -187,7 +193,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        let _turn = turns.take("c").unwrap();
+                        let _turn = turns.take("c", None).unwrap();
                         let mut inside = inside.try_lock().expect("alone");
                         *inside += 1;
                     }
@@ -201,16 +207,16 @@ mod tests {
     #[test]
     fn a_thread_that_would_wait_for_itself_is_told_so() {
         let turns = Turns::default();
-        let turn = turns.take("a").unwrap();
+        let turn = turns.take("a", None).unwrap();
         assert_eq!(
-            turns.take("a").err().map(|e| e.kind()),
+            turns.take("a", None).err().map(|e| e.kind()),
             Some(ErrorKind::InvalidInput)
         );
         assert_eq!(
-            turns.take("b").err().map(|e| e.kind()),
+            turns.take("b", None).err().map(|e| e.kind()),
             Some(ErrorKind::InvalidInput)
         );
         drop(turn);
-        assert!(turns.take("b").is_ok());
+        assert!(turns.take("b", None).is_ok());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufReader, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, IsTerminal, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
@@ -228,18 +228,32 @@ struct Opened<'a> {
 impl<'a> Opened<'a> {
     fn of(input: &'a Input) -> Result<Opened<'a>, Failure> {
         let opened = Opened { input, spool: None };
-        // Told at once, rather than after the settings are checked.
-        if input.file.is_some() {
+        // Told at once, rather than after the settings are checked. A pipe is opened only once:
+        // what one reader has taken out of it, the next does not see.
+        if !opened.is_stream() {
             opened.source()?;
         }
         Ok(opened)
     }
 
-    /// Keeps standard input in a file, so that it can be read more than once.
+    /// Whether it can be read only once: standard input, a named pipe, a process substitution.
+    fn is_stream(&self) -> bool {
+        match &self.input.file {
+            None => true,
+            Some(path) => {
+                std::fs::metadata(path).is_ok_and(|data| !data.is_file() && !data.is_dir())
+            }
+        }
+    }
+
+    /// Keeps such an input in a file, so that it can be read more than once.
     fn spool(&mut self) -> Result<(), Failure> {
-        if self.input.file.is_none() && self.spool.is_none() {
-            self.spool = Some(input::spooled_stdin().map_err(|e| {
-                Failure::usage(format!("standard input cannot be kept for a resume: {e}"))
+        if self.is_stream() && self.spool.is_none() {
+            self.spool = Some(input::spooled(self.source()?).map_err(|e| {
+                Failure::usage(format!(
+                    "the input {} cannot be kept for a resume: {e}",
+                    self.name()
+                ))
             })?);
         }
         Ok(())
@@ -395,8 +409,14 @@ fn run_batch(options: &Options, batch: &Batch) -> Run {
     let client = client(options, batch.workers)?;
     let (mut results, past) = resumed(&mut opened, batch)?;
     let mut lines = opened.lines()?;
-    let total = progress::is_watched().then(|| opened.count()).flatten();
-    let mut progress = Progress::start(total);
+    let total = progress::is_watched()
+        .then(|| opened.count())
+        .flatten()
+        .map(|lines| lines.saturating_sub(past.settled(batch.retry_failed)));
+    // Where the outcomes themselves scroll by on the terminal, a line that moves would mix with them.
+    let mut progress = (batch.results.is_some() || !io::stdout().is_terminal())
+        .then(|| Progress::start(total))
+        .flatten();
 
     let mut engine = genesys_attributes::Batch::new(&client).workers(batch.workers);
     if let Some(failures) = batch.stop_after {

@@ -48,9 +48,9 @@ pub(crate) fn open(file: Option<&Path>) -> io::Result<Source> {
     })
 }
 
-/// Standard input kept in a file, so that it can be read twice. The file is removed at once where
+/// A pipe, or standard input, kept in a file, so that it can be read twice. The file is removed at once where
 /// the system lets an open file be removed, else it is left to the system's temporary folder.
-pub(crate) fn spooled_stdin() -> io::Result<File> {
+pub(crate) fn spooled(mut source: Source) -> io::Result<File> {
     let name = format!("genesys-attributes-{}.input", std::process::id());
     let path = std::env::temp_dir().join(name);
     let mut spool = File::options()
@@ -59,7 +59,7 @@ pub(crate) fn spooled_stdin() -> io::Result<File> {
         .create_new(true)
         .open(&path)?;
     let removed = std::fs::remove_file(&path);
-    let copied = io::copy(&mut io::stdin().lock(), &mut spool);
+    let copied = io::copy(&mut source, &mut spool);
     drop(removed);
     copied?;
     spool.seek(SeekFrom::Start(0))?;
@@ -114,7 +114,8 @@ impl Lines {
             Ok(None) => return Err("the CSV is empty: it needs a header row".into()),
             Err(error) => return Err(format!("the input cannot be read: {error}")),
         };
-        let cells = cells(&header).ok_or("the header row of the CSV is not UTF-8")?;
+        let cells =
+            cells(&header).map_err(|problem| format!("the header row of the CSV {problem}"))?;
         lines.format = Format::Csv(Columns::of(&cells, digest)?);
         Ok(lines)
     }
@@ -126,7 +127,7 @@ impl Lines {
         let mut digest = Digest::new();
         let mut length = 0usize;
         let mut quotes = Quotes::default();
-        let mut any = false;
+        let (mut any, mut unclosed) = (false, false);
         loop {
             let buffer = match self.source.fill_buf() {
                 Ok(buffer) => buffer,
@@ -138,6 +139,7 @@ impl Lines {
                     return Ok(None);
                 }
                 self.number += 1;
+                unclosed = quotes.open;
                 break;
             }
             any = true;
@@ -172,6 +174,7 @@ impl Lines {
             line: first_line,
             text: (length <= LONGEST_LINE).then_some(text),
             length,
+            unclosed,
             digest,
         }))
     }
@@ -213,6 +216,8 @@ struct Record {
     /// `None` when it is too long to keep.
     text: Option<Vec<u8>>,
     length: usize,
+    /// A quoted cell of it has no end: it swallowed the rest of the file.
+    unclosed: bool,
     digest: Digest,
 }
 
@@ -233,9 +238,13 @@ impl Iterator for Lines {
                 line,
                 text,
                 length,
+                unclosed,
                 mut digest,
             } = record;
             let update = match (text, &self.format) {
+                _ if unclosed => Err(LineError::new(
+                    "a quoted cell of the row has no closing quote: the rest of the file belongs to it",
+                )),
                 (None, _) => Err(LineError::new(format!(
                     "the line is {length} bytes long; at most {LONGEST_LINE} are read"
                 ))),
@@ -266,6 +275,10 @@ fn json(text: &[u8], line: u64) -> Result<Update, LineError> {
     serde_json::from_str(text).map_err(|error| {
         // Only the shape of JSON is told by its column; serde_json's other messages are ours.
         LineError::new(match error.classify() {
+            // Such a message would show the value, as `"…", expected a map`.
+            serde_json::error::Category::Data if !text.trim_start().starts_with('{') => {
+                "the line is not a JSON object".to_owned()
+            }
             serde_json::error::Category::Data => without_position(&error.to_string()),
             _ => format!("the line is not JSON (column {})", error.column()),
         })
@@ -280,18 +293,26 @@ fn without_position(message: &str) -> String {
     }
 }
 
-/// The cells of one record; `None` when they are not UTF-8.
-fn cells(text: &[u8]) -> Option<Vec<String>> {
+/// The cells of one record, or what is wrong with it.
+fn cells(text: &[u8]) -> Result<Vec<String>, &'static str> {
     let mut reader = csv::ReaderBuilder::new()
         .has_headers(false)
         .flexible(true)
         .buffer_capacity(text.len().max(16))
         .from_reader(text);
     let mut record = csv::StringRecord::new();
-    match reader.read_record(&mut record) {
-        Ok(_) => Some(record.iter().map(str::to_owned).collect()),
-        Err(_) => None,
+    reader
+        .read_record(&mut record)
+        .map_err(|_| "is not valid UTF-8")?;
+    // The csv crate also ends a record at a bare carriage return; what follows would be lost.
+    if !reader.is_done() && !matches!(reader.read_record(&mut csv::StringRecord::new()), Ok(false))
+    {
+        return Err(
+            "holds a bare carriage return: lines must end in LF or CR LF, and a cell with \
+                    line breaks must be quoted",
+        );
     }
+    Ok(record.iter().map(str::to_owned).collect())
 }
 
 impl Columns {
@@ -337,7 +358,7 @@ impl Columns {
     }
 
     fn update(&self, text: &[u8]) -> Result<Update, LineError> {
-        let cells = cells(text).ok_or_else(|| LineError::new("the row is not valid UTF-8"))?;
+        let cells = cells(text).map_err(|problem| LineError::new(format!("the row {problem}")))?;
         if cells.len() != self.count {
             return Err(LineError::new(format!(
                 "the row has {} cells, the header {}",

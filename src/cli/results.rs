@@ -24,6 +24,10 @@ impl Bits {
         word >> (line % 64) & 1 == 1
     }
 
+    fn count(&self) -> u64 {
+        self.0.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
     fn set(&mut self, line: u64, on: bool) {
         let index = (line / 64) as usize;
         if index >= self.0.len() {
@@ -72,11 +76,12 @@ impl Past {
 
     /// How many lines failed for good.
     pub(crate) fn failures(&self) -> u64 {
-        self.failed
-            .0
-            .iter()
-            .map(|word| u64::from(word.count_ones()))
-            .sum()
+        self.failed.count()
+    }
+
+    /// How many lines are not to be run.
+    pub(crate) fn settled(&self, retry_failed: bool) -> u64 {
+        self.done.count() - if retry_failed { self.failed.count() } else { 0 }
     }
 
     fn read(&mut self, record: &Recorded) -> Result<(), String> {
@@ -138,6 +143,9 @@ struct Recorded {
     is_final: bool,
 }
 
+/// How the first line of a results file begins, as [`line_of`] writes it.
+const LINE_START: &[u8] = b"{\"line\":";
+
 /// An outcome as one line of text, with what a later run needs.
 pub(crate) fn line_of(outcome: &BatchOutcome, digest: u64) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(outcome)?;
@@ -178,10 +186,13 @@ impl Results {
                 return Err(format!("the results file {shown} cannot be locked: {e}"));
             }
         }
-        let length = file
+        let metadata = file
             .metadata()
-            .map_err(|e| format!("the results file {shown} cannot be read: {e}"))?
-            .len();
+            .map_err(|e| format!("the results file {shown} cannot be read: {e}"))?;
+        if !metadata.is_file() {
+            return Err(format!("the results file {shown} is not a regular file"));
+        }
+        let length = metadata.len();
         if length > 0 && !resume {
             return Err(format!(
                 "the results file {shown} holds outcomes already: give --resume to go on with it, \
@@ -203,6 +214,13 @@ impl Results {
         let mut reader = BufReader::with_capacity(1 << 16, &self.file);
         let mut text = Vec::new();
         let (mut number, mut whole) = (0u64, 0u64);
+        // What is not ours is neither read nor cut.
+        let start = reader.fill_buf().map_err(unreadable)?;
+        if !start.iter().zip(LINE_START).all(|(a, b)| a == b) {
+            return Err(format!(
+                "{shown} does not hold the outcomes of a batch: give another file for --results"
+            ));
+        }
         loop {
             text.clear();
             let read = reader.read_until(b'\n', &mut text).map_err(unreadable)?;

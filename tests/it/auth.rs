@@ -805,40 +805,55 @@ fn a_token_that_was_cut_short_is_asked_for_again() {
 // Pauses of their own
 
 #[test]
-fn a_throttled_login_does_not_pause_the_api() {
-    // While a refresh is told to wait, another thread goes on with the token that is still good.
+fn a_throttled_early_login_pauses_neither_the_api_nor_anybody_with_a_good_token() {
     let fake = Fake::new();
     fake.token_for(1_000)
         .status("PATCH", 202)
         .answer("POST", Response::new(429).with_header("Retry-After", "30"))
         .status("PATCH", 202)
+        .status("PATCH", 202)
         .token()
         .status("PATCH", 202);
-    let slot: Arc<Mutex<Option<Client>>> = Arc::default();
-    let other = slot.clone();
-    let alarm = AlarmClock::new(fake.clock.clone(), move || {
-        let client = lock(&other).take().unwrap();
-        thread::spawn(move || client.update(&update("c-2")).unwrap())
-            .join()
-            .unwrap();
-    });
-    let client = fake
-        .builder()
-        .retry(without_jitter())
-        .clock(alarm)
-        .build()
-        .unwrap();
+    let client = fake.client();
     client.update(&update("c-1")).unwrap();
     fake.clock.advance(secs(945));
-    *lock(&slot) = Some(client.clone());
+    // The login is due, tried once, and told to wait: the token is still good.
     client.update(&update("c-1")).unwrap();
+    // While the token endpoint wants to be left alone, it is.
+    client.update(&update("c-2")).unwrap();
+    assert!(fake.sleeps().is_empty());
+    fake.clock.advance(secs(31));
+    client.update(&update("c-3")).unwrap();
+    assert_eq!(tokens(&fake), ["token-1", "token-1", "token-1", "token-2"]);
+}
 
-    let writes = fake.sent("PATCH");
-    assert!(writes[1].path.contains("c-2"));
-    assert_eq!(writes[1].at, secs(945));
-    assert_eq!(writes[2].at, secs(975));
-    assert_eq!(tokens(&fake), ["token-1", "token-1", "token-2"]);
-    assert_eq!(fake.sleeps(), [secs(30)]);
+#[test]
+fn an_early_login_that_hangs_is_over_before_the_token_ends() {
+    let fake = Fake::new();
+    fake.token_for(1_000)
+        .status("PATCH", 202)
+        .answer("POST", Response::new(503))
+        .status("PATCH", 202);
+    let client = fake.client();
+    client.update(&update("c-1")).unwrap();
+    fake.clock.advance(secs(950));
+    client.update(&update("c-1")).unwrap();
+    let logins = fake.sent("POST");
+    assert_eq!(logins.len(), 2, "one attempt, not four");
+    assert_eq!(logins[1].timeout, Some(secs(25)), "half of what is left");
+}
+
+#[test]
+fn the_waits_of_a_login_do_not_count_as_the_token_s_life() {
+    let fake = Fake::new();
+    fake.answer("POST", Response::new(429).with_header("Retry-After", "170"))
+        .token_for(120)
+        .status("PATCH", 202)
+        .status("PATCH", 202);
+    let client = fake.client();
+    client.update(&update("c-1")).unwrap();
+    client.update(&update("c-1")).unwrap();
+    assert_eq!(fake.sent("POST").len(), 2);
 }
 
 #[test]

@@ -26,7 +26,7 @@ fn builder() -> ClientBuilder {
     .rate_limit(RateLimit::unlimited())
     .retry(
         RetryPolicy::default()
-            .with_max_attempts(10)
+            .with_max_attempts(60)
             .with_max_conflicts(50)
             .with_backoff(Duration::from_millis(1), Duration::from_millis(1)),
     )
