@@ -78,6 +78,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
 
+    // Tried first, since the stand-in could only panic.
+    if let Err(error) = std::net::TcpListener::bind(("127.0.0.1", port)) {
+        return Err(format!("port {port} cannot be used ({error}): give another by --port").into());
+    }
     let sandbox = Sandbox::start_on(port);
     sandbox.world(|world| {
         world.auto_create = conversations.is_empty();

@@ -334,7 +334,8 @@ impl Batch {
         }
     }
 
-    /// Sets how many updates run at the same time: 1 to 1,024, other numbers are clamped.
+    /// Sets how many updates run at the same time: 1 to 1,024, other numbers are clamped. Each
+    /// takes a thread, and a connection's buffers of some 300 KiB.
     pub fn workers(mut self, workers: usize) -> Batch {
         self.workers = workers.clamp(1, 1_024);
         self
@@ -347,13 +348,15 @@ impl Batch {
     }
 
     /// A handle that stops the batch from elsewhere: updates in flight end at their next wait,
-    /// and nothing new is begun. A read of the input that blocks is waited for.
+    /// and nothing new is begun. A read of the input that blocks is waited for. The batch sets it
+    /// itself when it stops early.
     pub fn cancel_handle(&self) -> Cancel {
         self.cancel.clone()
     }
 
     /// Runs the updates, and hands each outcome to `each` on this thread as it completes, those of
-    /// one conversation in order. `Break` stops the batch.
+    /// one conversation in order. `Break` stops the batch: updates under way are finished, but
+    /// their outcomes are neither handed over nor counted.
     ///
     /// Lines that were not begun when it stops have no outcome.
     ///
@@ -432,7 +435,7 @@ impl Batch {
         if let Some(panic) = state.panic {
             resume_unwind(panic);
         }
-        if self.cancel.is_cancelled() {
+        if self.cancel.is_cancelled() && !state.is_finished() {
             tally.stopped.get_or_insert(StopReason::Cancelled);
         }
         tally.report(clock.now().saturating_duration_since(start))
@@ -486,6 +489,13 @@ struct State<T> {
     /// skips a line that could have run, which a later run makes good.
     blocked: HashSet<u64>,
     panic: Option<Box<dyn std::any::Any + Send>>,
+}
+
+impl<T> State<T> {
+    /// Whether there is nothing left to do.
+    fn is_finished(&self) -> bool {
+        self.exhausted && self.busy.is_empty()
+    }
 }
 
 impl<T> Default for State<T> {
@@ -611,12 +621,10 @@ where
             }
             let full =
                 state.waiting_lines >= READ_AHEAD_LINES || state.waiting_bytes >= READ_AHEAD_BYTES;
-            if state.exhausted {
-                if state.busy.is_empty() {
-                    return None;
-                }
-                state = wait(&self.changed, state, Some(self.cancel));
-            } else if state.reading || full {
+            if state.is_finished() {
+                return None;
+            }
+            if state.exhausted || state.reading || full {
                 state = wait(&self.changed, state, Some(self.cancel));
             } else {
                 state.reading = true;

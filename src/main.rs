@@ -35,13 +35,15 @@ mod cli {
 use std::process::ExitCode;
 
 use cli::args::{self, Parsed};
-use cli::commands::{self, Exit, Failure};
+use cli::commands::{self, Failure};
 
 fn main() -> ExitCode {
+    let mut as_json = false;
     let exit = match args::parse(std::env::args_os().skip(1)) {
         Ok(Parsed::Help(text)) => commands::print(&text),
         Ok(Parsed::Run(options)) => {
             log_to_stderr(options.verbose);
+            as_json = options.json;
             commands::run(&options)
         }
         Err(problem) => Err(Failure::usage(format!(
@@ -50,9 +52,8 @@ fn main() -> ExitCode {
     };
     match exit {
         Ok(exit) => exit.code(),
-        Err(failure) if failure.exit == Exit::Quiet => Exit::Quiet.code(),
         Err(failure) => {
-            eprintln!("genesys-attributes: {}", failure.message);
+            failure.tell(as_json);
             failure.exit.code()
         }
     }

@@ -131,7 +131,10 @@ impl Update {
 
     /// About how much memory it takes, in bytes.
     pub(crate) fn approximate_size(&self) -> usize {
+        // A map's entry takes about this much beyond its text.
+        const ENTRY: usize = 96;
         json_length(&self.attributes)
+            + ENTRY * self.attributes.len()
             + self.target.description().len()
             + self.remove.iter().map(String::len).sum::<usize>()
     }

@@ -91,7 +91,7 @@ Options of all commands:
   --credentials FILE  take the settings from FILE (NAME=VALUE lines), not from the environment
   --rate PER_MINUTE   API requests a minute at most (default 300; 0 for no limit)
   --audit FILE        append audit records to FILE, as JSON lines
-  --json              results and summaries as JSON
+  --json              results as JSON; summaries and errors as JSON on standard error
   -v, --verbose       say what is sent
   -h, --help          this text
   -V, --version       the version
@@ -171,7 +171,10 @@ fn parse_words(mut parser: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
                 continue;
             }
             Long("rate") => {
-                rate = Some(parser.value()?.parse()?);
+                rate = Some(number(&mut parser, "--rate")?);
+                if rate > Some(1_000_000) {
+                    return Err("--rate must be at most 1000000, or 0 for no limit".into());
+                }
                 continue;
             }
             Long("audit") => {
@@ -227,11 +230,11 @@ fn parse_words(mut parser: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
                 "--retry-failed"
             }
             Long("workers") => {
-                words.workers = Some(parser.value()?.parse()?);
+                words.workers = Some(number(&mut parser, "--workers")?);
                 "--workers"
             }
             Long("stop-after") => {
-                words.stop_after = Some(parser.value()?.parse()?);
+                words.stop_after = Some(number(&mut parser, "--stop-after")?);
                 "--stop-after"
             }
             Long("dry-run") => {
@@ -242,6 +245,9 @@ fn parse_words(mut parser: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
         };
         words.given.push(name);
     }
+    if words.values.first().is_some_and(|word| word == "help") {
+        return Ok(Parsed::Help(HELP.to_owned()));
+    }
     Ok(Parsed::Run(Box::new(Options {
         command: command(words)?,
         credentials,
@@ -250,6 +256,15 @@ fn parse_words(mut parser: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
         json,
         verbose,
     })))
+}
+
+fn number<N: std::str::FromStr>(
+    parser: &mut lexopt::Parser,
+    option: &str,
+) -> Result<N, lexopt::Error> {
+    let text = parser.value()?.string()?;
+    text.parse()
+        .map_err(|_| format!("{option} takes a number, not {text:?}").into())
 }
 
 const ADDRESS: [&str; 4] = ["--participant", "--secure", "--custom", "--schema"];

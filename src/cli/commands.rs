@@ -6,10 +6,13 @@ use std::io::{self, BufReader, IsTerminal, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::Duration;
 
 use genesys_attributes::{
-    BatchOutcome, BatchReport, BatchStatus, Client, ClientBuilder, Error, ErrorKind, JsonLines,
-    LineError, RateLimit, StopReason, Target, Update,
+    BatchOutcome, BatchReport, BatchStatus, Cancel, Client, ClientBuilder, Error, ErrorKind,
+    JsonLines, LineError, RateLimit, StopReason, Target, Update,
 };
 use serde::Serialize;
 
@@ -48,6 +51,8 @@ impl Exit {
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
     pub(crate) message: String,
+    /// The library's error, for machines.
+    pub(crate) error: Option<Box<Error>>,
 }
 
 impl Failure {
@@ -55,6 +60,20 @@ impl Failure {
         Failure {
             exit: Exit::Usage,
             message: message.into(),
+            error: None,
+        }
+    }
+
+    /// Says why on standard error, unless nobody is to be told.
+    pub(crate) fn tell(&self, as_json: bool) {
+        match &self.error {
+            _ if self.exit == Exit::Quiet => {}
+            Some(error) if as_json => {
+                if let Ok(text) = serde_json::to_string(error) {
+                    eprintln!("{text}");
+                }
+            }
+            _ => eprintln!("genesys-attributes: {}", self.message),
         }
     }
 }
@@ -71,7 +90,11 @@ impl From<Error> for Failure {
             message += &format!("\n  because: {error}");
             cause = error.source();
         }
-        Failure { exit, message }
+        Failure {
+            exit,
+            message,
+            error: Some(Box::new(error)),
+        }
     }
 }
 
@@ -94,6 +117,7 @@ fn closed(error: &io::Error, exit: Exit) -> Failure {
     Failure {
         exit,
         message: format!("standard output cannot be written: {error}"),
+        error: None,
     }
 }
 
@@ -231,6 +255,12 @@ impl<'a> Opened<'a> {
         // Told at once, rather than after the settings are checked. A pipe is opened only once:
         // what one reader has taken out of it, the next does not see.
         if !opened.is_stream() {
+            if input.file.as_ref().is_some_and(|path| path.is_dir()) {
+                return Err(Failure::usage(format!(
+                    "the input {} cannot be read: it is a directory",
+                    opened.name()
+                )));
+            }
             opened.source()?;
         }
         Ok(opened)
@@ -404,11 +434,35 @@ fn dry_run(options: &Options, batch: &Batch) -> Run {
     Ok(exit)
 }
 
+/// Refuses one file for two purposes, which would spoil it.
+fn files_differ(options: &Options, batch: &Batch) -> Result<(), Failure> {
+    let files = [
+        ("the input", &batch.input.file),
+        ("--results", &batch.results),
+        ("--audit", &options.audit),
+    ];
+    for (index, (name, file)) in files.iter().enumerate() {
+        for (other_name, other) in &files[index + 1..] {
+            if let (Some(file), Some(other)) = (file, other)
+                && (file == other
+                    || matches!((file.canonicalize(), other.canonicalize()), (Ok(a), Ok(b)) if a == b))
+            {
+                return Err(Failure::usage(format!(
+                    "{name} and {other_name} are the same file: {}",
+                    file.display()
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 fn run_batch(options: &Options, batch: &Batch) -> Run {
+    files_differ(options, batch)?;
     let mut opened = Opened::of(&batch.input)?;
     let client = client(options, batch.workers)?;
     let (mut results, past) = resumed(&mut opened, batch)?;
-    let mut lines = opened.lines()?;
+    let lines = opened.lines()?;
     let total = progress::is_watched()
         .then(|| opened.count())
         .flatten()
@@ -423,18 +477,13 @@ fn run_batch(options: &Options, batch: &Batch) -> Run {
         engine = engine.stop_after(failures);
     }
     let mut unwritable: Option<Failure> = None;
-    let wanted = lines
-        .by_ref()
-        .filter(|line| past.wants(line.number, batch.retry_failed))
-        .map(
-            |Line {
-                 number,
-                 digest,
-                 update,
-             }: Line|
-             -> (u64, u64, Result<Update, LineError>) { (number, digest, update) },
-        );
-    let report = engine.run_tagged(wanted, |digest, outcome| {
+    let past = Arc::new(past);
+    let wanted = {
+        let (past, retry_failed) = (past.clone(), batch.retry_failed);
+        move |line| past.wants(line, retry_failed)
+    };
+    let mut lines = Reader::start(lines, wanted, engine.cancel_handle());
+    let report = engine.run_tagged(lines.by_ref(), |digest, outcome| {
         if let Some(progress) = &mut progress {
             progress.count(outcome);
         }
@@ -476,6 +525,59 @@ fn run_batch(options: &Options, batch: &Batch) -> Run {
     })
 }
 
+/// Reads the input on a thread of its own, so that a batch that stops early does not wait for an
+/// input that gives nothing.
+struct Reader {
+    lines: Receiver<Result<Line, io::Error>>,
+    cancel: Cancel,
+    failed: Option<io::Error>,
+}
+
+impl Reader {
+    fn start(
+        mut lines: Lines,
+        wanted: impl Fn(u64) -> bool + Send + 'static,
+        cancel: Cancel,
+    ) -> Reader {
+        // A line may be large: few of them wait here.
+        let (sender, receiver) = sync_channel(2);
+        std::thread::spawn(move || {
+            for line in lines.by_ref().filter(|line| wanted(line.number)) {
+                if sender.send(Ok(line)).is_err() {
+                    return;
+                }
+            }
+            if let Some(error) = lines.failed.take() {
+                // Nobody is there to hear it when the batch has stopped.
+                let _ = sender.send(Err(error));
+            }
+        });
+        Reader {
+            lines: receiver,
+            cancel,
+            failed: None,
+        }
+    }
+}
+
+impl Iterator for Reader {
+    type Item = (u64, u64, Result<Update, LineError>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.lines.recv_timeout(Duration::from_millis(100)) {
+                Ok(Ok(line)) => return Some((line.number, line.digest, line.update)),
+                Ok(Err(error)) => {
+                    self.failed = Some(error);
+                    return None;
+                }
+                Err(RecvTimeoutError::Timeout) if !self.cancel.is_cancelled() => {}
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
 /// Each outcome is one write, so that a crash tears the last line at most.
 fn write_outcome(
     results: &mut Option<Results>,
@@ -510,7 +612,10 @@ fn summarize(options: &Options, report: &BatchReport) {
         None | Some(StopReason::Break | StopReason::Cancelled) => return,
         Some(StopReason::Failures) => "as many lines failed as --stop-after allows",
         Some(StopReason::Auth) => "the credentials were refused",
-        Some(StopReason::Forbidden) => "the first 20 results were all the same refusal",
+        Some(StopReason::Forbidden) => {
+            "the first 20 results were all the same refusal (once it is mended, --retry-failed \
+             runs them again)"
+        }
         Some(StopReason::RateLimited) => {
             "the platform asks to wait for longer than is waited for; run the same command later"
         }

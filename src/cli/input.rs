@@ -53,11 +53,12 @@ pub(crate) fn open(file: Option<&Path>) -> io::Result<Source> {
 pub(crate) fn spooled(mut source: Source) -> io::Result<File> {
     let name = format!("genesys-attributes-{}.input", std::process::id());
     let path = std::env::temp_dir().join(name);
-    let mut spool = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)?;
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true);
+    // It may hold personal data, and is nobody else's business while it has a name.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut spool = options.open(&path)?;
     let removed = std::fs::remove_file(&path);
     let copied = io::copy(&mut source, &mut spool);
     drop(removed);
@@ -77,11 +78,12 @@ pub(crate) struct Lines {
 
 enum Format {
     Json,
-    Csv(Columns),
+    Csv(Box<Columns>),
 }
 
 /// What the header row of a CSV says.
 struct Columns {
+    cells: Cells,
     conversation: usize,
     participant: Option<usize>,
     /// The other columns: where, which key, and whether the cells hold JSON.
@@ -114,9 +116,11 @@ impl Lines {
             Ok(None) => return Err("the CSV is empty: it needs a header row".into()),
             Err(error) => return Err(format!("the input cannot be read: {error}")),
         };
-        let cells =
-            cells(&header).map_err(|problem| format!("the header row of the CSV {problem}"))?;
-        lines.format = Format::Csv(Columns::of(&cells, digest)?);
+        let mut cells = Cells::new();
+        let names = cells
+            .of(header)
+            .map_err(|problem| format!("the header row of the CSV {problem}"))?;
+        lines.format = Format::Csv(Box::new(Columns::of(cells, &names, digest)?));
         Ok(lines)
     }
 
@@ -169,6 +173,11 @@ impl Lines {
                 }
                 quotes.at_start = false;
             }
+        }
+        // The end of a line may be written either way without the line being another.
+        if let Some(bare) = text.strip_suffix(b"\r") {
+            digest = Digest::new();
+            digest.add(bare);
         }
         Ok(Some(Record {
             line: first_line,
@@ -241,7 +250,7 @@ impl Iterator for Lines {
                 unclosed,
                 mut digest,
             } = record;
-            let update = match (text, &self.format) {
+            let update = match (text, &mut self.format) {
                 _ if unclosed => Err(LineError::new(
                     "a quoted cell of the row has no closing quote: the rest of the file belongs to it",
                 )),
@@ -252,7 +261,7 @@ impl Iterator for Lines {
                 (Some(text), Format::Json) => json(&text, line),
                 (Some(text), Format::Csv(columns)) => {
                     digest.add(&columns.digest.value().to_le_bytes());
-                    columns.update(&text)
+                    columns.update(text)
                 }
             };
             return Some(Line {
@@ -293,30 +302,42 @@ fn without_position(message: &str) -> String {
     }
 }
 
-/// The cells of one record, or what is wrong with it.
-fn cells(text: &[u8]) -> Result<Vec<String>, &'static str> {
-    let mut reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .flexible(true)
-        .buffer_capacity(text.len().max(16))
-        .from_reader(text);
-    let mut record = csv::StringRecord::new();
-    reader
-        .read_record(&mut record)
-        .map_err(|_| "is not valid UTF-8")?;
-    // The csv crate also ends a record at a bare carriage return; what follows would be lost.
-    if !reader.is_done() && !matches!(reader.read_record(&mut csv::StringRecord::new()), Ok(false))
-    {
-        return Err(
-            "holds a bare carriage return: lines must end in LF or CR LF, and a cell with \
-                    line breaks must be quoted",
-        );
+/// Takes records apart. One reader for all of them, since making one takes far longer than reading
+/// a record does.
+struct Cells(csv::Reader<io::Cursor<Vec<u8>>>);
+
+impl Cells {
+    fn new() -> Cells {
+        Cells(
+            csv::ReaderBuilder::new()
+                .has_headers(false)
+                .flexible(true)
+                .from_reader(io::Cursor::default()),
+        )
     }
-    Ok(record.iter().map(str::to_owned).collect())
+
+    /// The cells of one record, or what is wrong with it.
+    fn of(&mut self, text: Vec<u8>) -> Result<Vec<String>, &'static str> {
+        *self.0.get_mut() = io::Cursor::new(text);
+        let mut record = csv::StringRecord::new();
+        self.0
+            .seek_raw(SeekFrom::Start(0), csv::Position::new())
+            .and_then(|()| self.0.read_record(&mut record))
+            .map_err(|_| "is not valid UTF-8")?;
+        // The csv crate also ends a record at a bare carriage return; what follows would be lost.
+        let more = self.0.read_record(&mut csv::StringRecord::new());
+        if !matches!(more, Ok(false)) {
+            return Err(
+                "holds a bare carriage return: lines must end in LF or CR LF, and a cell \
+                        with line breaks must be quoted",
+            );
+        }
+        Ok(record.iter().map(str::to_owned).collect())
+    }
 }
 
 impl Columns {
-    fn of(header: &[String], digest: Digest) -> Result<Columns, String> {
+    fn of(cells: Cells, header: &[String], digest: Digest) -> Result<Columns, String> {
         let mut conversation = None;
         let mut participant = None;
         let mut attributes: Vec<(usize, String, bool)> = Vec::new();
@@ -325,6 +346,18 @@ impl Columns {
                 Some(rest) if index == 0 => rest,
                 _ => name,
             };
+            // A near miss would write an attribute of that name, and to another target.
+            let bare = name.trim();
+            for known in ["conversationId", "participant"] {
+                if name != known && bare.eq_ignore_ascii_case(known) {
+                    return Err(format!("write the header {name:?} of the CSV as {known}"));
+                }
+            }
+            if bare != name {
+                return Err(format!(
+                    "the header {name:?} of the CSV has spaces around it"
+                ));
+            }
             let slot = match name {
                 "conversationId" => &mut conversation,
                 "participant" => &mut participant,
@@ -348,8 +381,11 @@ impl Columns {
             }
         }
         Ok(Columns {
-            conversation: conversation
-                .ok_or("the CSV has no column conversationId in its header row")?,
+            cells,
+            conversation: conversation.ok_or(
+                "the CSV has no column conversationId in its header row (are its cells \
+                     separated by commas?)",
+            )?,
             participant,
             attributes,
             count: header.len(),
@@ -357,8 +393,11 @@ impl Columns {
         })
     }
 
-    fn update(&self, text: &[u8]) -> Result<Update, LineError> {
-        let cells = cells(text).map_err(|problem| LineError::new(format!("the row {problem}")))?;
+    fn update(&mut self, text: Vec<u8>) -> Result<Update, LineError> {
+        let cells = self
+            .cells
+            .of(text)
+            .map_err(|problem| LineError::new(format!("the row {problem}")))?;
         if cells.len() != self.count {
             return Err(LineError::new(format!(
                 "the row has {} cells, the header {}",
@@ -489,10 +528,50 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_would_lose_data_are_refused() {
+        let found = rows("conversationId,k\na,x\ry\nb,\"open\nc,1\nd,2\n");
+        assert_eq!(found.len(), 2);
+        assert!(
+            found[0]
+                .1
+                .as_ref()
+                .unwrap_err()
+                .contains("bare carriage return")
+        );
+        assert!(
+            found[1]
+                .1
+                .as_ref()
+                .unwrap_err()
+                .contains("no closing quote")
+        );
+        let mac = Box::new(io::Cursor::new(b"conversationId,k\ra,1\r".to_vec()));
+        assert!(
+            Lines::csv(mac)
+                .err()
+                .unwrap()
+                .contains("bare carriage return")
+        );
+    }
+
+    #[test]
+    fn values_are_not_shown_in_what_is_wrong() {
+        for text in ["\"SECRET\"", "12345678", "[\"SECRET\"]"] {
+            let found = lines(text.as_bytes());
+            let problem = found[0].1.as_ref().unwrap_err();
+            assert_eq!(problem, "the line is not a JSON object", "{text}");
+        }
+    }
+
+    #[test]
     fn headers_are_checked() {
         for (header, problem) in [
             ("", "empty"),
             ("id,k\n", "conversationId"),
+            ("conversationId;k\n", "separated by commas"),
+            ("conversationid,k\n", "as conversationId"),
+            ("conversationId, participant,k\n", "as participant"),
+            ("conversationId,k \n", "spaces around"),
             ("conversationId,k,k:\n", "two columns"),
             ("conversationId,conversationId\n", "two columns"),
             ("conversationId,\n", "no name"),
@@ -512,6 +591,7 @@ mod tests {
                 .digest
         };
         assert_eq!(digest("abc\n"), digest("abc\nother"));
+        assert_eq!(digest("abc\r\n"), digest("abc"));
         assert_ne!(digest("abc"), digest("abd"));
         let row = |header: &str| {
             let text = format!("conversationId,{header}\nc,1\n");

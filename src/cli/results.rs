@@ -278,8 +278,8 @@ impl Results {
             .min()
             .unwrap_or(from);
         Err(format!(
-            "line {number} of the input has changed since its outcome was written to {shown}: put \
-             the line back, or use a new results file"
+            "line {number} of the input has changed since its outcome was written to {shown} (or, in \
+             a CSV, its header row has): put it back, or use a new results file"
         ))
     }
 

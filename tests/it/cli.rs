@@ -597,6 +597,101 @@ fn a_results_file_is_used_by_one_process_at_a_time() {
 }
 
 #[test]
+fn a_pipe_is_kept_for_a_resume() {
+    let (store, server) = plain();
+    let folder = Folder::new("fifo");
+    let pipe = folder.path("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let file = folder.path("results");
+    let text: String = (0..30).map(|n| line(&format!("c-{n}"), n)).collect();
+    let first: String = text
+        .lines()
+        .take(20)
+        .map(|line| line.to_owned() + "\n")
+        .collect();
+    for (text, outcomes) in [(first, 20), (text, 30)] {
+        let mut child = resume(&server, &pipe, &file).spawn().unwrap();
+        std::fs::write(&pipe, text).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        assert_eq!(results(&file).len(), outcomes);
+    }
+    assert_eq!(store.ids().len(), 30);
+    for id in store.ids() {
+        store.with(&id, |c| assert_eq!(c.writes.len(), 1, "{id}"));
+    }
+}
+
+#[test]
+fn what_is_no_results_file_is_left_as_it_is() {
+    let (_, server) = plain();
+    let folder = Folder::new("foreign");
+    let input = folder.file("in", line("a", 1));
+    for text in ["precious", "{\"other\":1}", "{\"conversationId\":\"a\"}\n"] {
+        let file = folder.file("results", text);
+        let ended = run(&mut resume(&server, &input, &file));
+        assert_eq!(ended.code, 2, "{text}");
+        assert!(ended.err.contains("another file"), "{}", ended.err);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+    }
+    for special in ["/dev/full", "/dev/null"] {
+        let ended = run(&mut resume(&server, &input, Path::new(special)));
+        assert_eq!(ended.code, 2);
+        assert!(ended.err.contains("regular file"), "{}", ended.err);
+    }
+    let ended = run(&mut resume(&server, &input, &input));
+    assert_eq!(ended.code, 2);
+    assert!(ended.err.contains("same file"), "{}", ended.err);
+    assert_eq!(server.requests(), 0);
+}
+
+#[test]
+fn an_early_stop_does_not_wait_for_an_input_that_gives_nothing() {
+    let refusing = Server::start(|_| Resp::json(401, r#"{"error":"invalid_client"}"#));
+    let mut child = program(&refusing)
+        .arg("batch")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(line("a", 1).as_bytes()).unwrap();
+    // The pipe stays open until the program has ended.
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    drop(stdin);
+}
+
+#[test]
+fn nobody_reading_the_messages_is_no_panic() {
+    let open = || {
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap()
+    };
+    for args in [&["frob"][..], &["batch", "/nonexistent/file"], &["check"]] {
+        let status = bare().args(args).stderr(open()).status().unwrap();
+        assert_eq!(status.code(), Some(2), "{args:?}");
+    }
+}
+
+#[test]
+fn errors_are_json_where_that_is_asked_for() {
+    let (_, server) = plain();
+    let ended = run(program(&server).args(["update", "c", "--json", "--if-version", "9", "a=b"]));
+    assert_eq!(ended.code, 1);
+    let error: Value = serde_json::from_str(&ended.err).unwrap();
+    assert_eq!(error["kind"], "conflict");
+    assert_eq!(error["httpStatus"], 412);
+}
+
+#[test]
 fn a_dry_run_sends_nothing_and_writes_nothing() {
     let (_, server) = plain();
     let folder = Folder::new("dry");
