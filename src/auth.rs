@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
+use serde_json::Value;
 
 use crate::call::{Caller, Purpose, says_throttled};
 use crate::clock::{Cancel, lock, wait};
@@ -263,19 +263,21 @@ impl TokenSource {
             )
             .with_http_status(response.status)
         };
-        let grant: Grant = response.object().map_err(|why| unusable(&why))?;
-        if !is_header_text(&grant.access_token) {
-            return Err(unusable("its access_token is not one"));
-        }
+        let grant = response.object().map_err(|why| unusable(&why))?;
+        let token = grant
+            .get("access_token")
+            .and_then(Value::as_str)
+            .filter(|token| is_header_text(token))
+            .ok_or_else(|| unusable("its access_token is not one"))?;
         self.caller.counters.token_refreshes.increment();
-        let life = match grant.expires_in.and_then(|told| told.as_f64()) {
+        let life = match grant.get("expires_in").and_then(Value::as_f64) {
             None => DEFAULT_LIFE,
             Some(seconds) if seconds >= 1.0 => (seconds as u64).min(LONGEST_LIFE),
             // A life of nothing would mean a login for every request.
             Some(_) => 1,
         };
         Ok(self.issued(
-            &grant.access_token,
+            token,
             // Counted from before the request: the safe side.
             Some((call.sent.unwrap_or(begun), Duration::from_secs(life))),
         ))
@@ -298,12 +300,11 @@ impl TokenSource {
     /// The token endpoint's error answers have a shape of their own (RFC 6749 §5.2, and the
     /// platform's `description` beside it).
     fn refused(&self, response: &Response) -> Error {
-        let body: OAuthError = response.object().unwrap_or_default();
-        let code = body.error.as_deref().unwrap_or_default();
-        let told = body
-            .error_description
-            .as_deref()
-            .or(body.description.as_deref())
+        let body = response.object().unwrap_or_default();
+        let text = |name| body.get(name).and_then(Value::as_str);
+        let code = text("error").unwrap_or_default();
+        let told = text("error_description")
+            .or_else(|| text("description"))
             .unwrap_or_default();
         let throttled =
             response.status == 429 || response.status == 400 && says_throttled(response);
@@ -335,7 +336,7 @@ impl TokenSource {
             ),
         )
         .with_http_status(response.status)
-        .with_code(body.error.map(|code| one_line(&shortened(&code, 100))))
+        .with_code(text("error").map(|code| one_line(&shortened(code, 100))))
         .with_correlation_id(response.correlation_id().map(str::to_owned))
         .with_retry_after(self.caller.retry_after(response).filter(|_| throttled))
     }
@@ -347,21 +348,6 @@ fn prefixed(separator: &str, text: &str) -> String {
         "" => String::new(),
         text => format!("{separator}{}", shortened(text, 300)),
     }
-}
-
-#[derive(Deserialize)]
-struct Grant {
-    access_token: String,
-    #[serde(default)]
-    expires_in: Option<serde_json::Value>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct OAuthError {
-    error: Option<String>,
-    error_description: Option<String>,
-    description: Option<String>,
 }
 
 /// Text that fits into a header field after its scheme: visible ASCII.

@@ -320,8 +320,8 @@ impl Caller {
         Error::new(
             ErrorKind::Timeout,
             format!(
-                "the deadline of {} s for one update passed",
-                self.policy.deadline.as_secs_f64()
+                "the deadline of {:?} for one update passed",
+                self.policy.deadline
             ),
         )
     }
@@ -342,10 +342,11 @@ fn is_unclear(result: &std::result::Result<Response, TransportError>) -> bool {
 /// The token endpoint's own way to say 429, which the official Terraform provider recognizes by
 /// the same words.
 pub(crate) fn says_throttled(response: &Response) -> bool {
+    const WORDS: &[u8] = b"rate limit exceeded";
     match &response.body {
-        Body::Whole(bytes) => String::from_utf8_lossy(bytes)
-            .to_ascii_lowercase()
-            .contains("rate limit exceeded"),
+        Body::Whole(bytes) => bytes
+            .windows(WORDS.len())
+            .any(|part| part.eq_ignore_ascii_case(WORDS)),
         _ => false,
     }
 }

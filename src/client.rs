@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use log::warn;
-use serde::Deserialize;
 
 use crate::api::Api;
 use crate::audit::{self, AuditMode, AuditPhase, AuditRecord, AuditSink, AuditStatus};
@@ -819,7 +818,7 @@ impl Inner {
             let wait = self.api.caller.retry_after(&response);
             return Err(problem::error_of(&response, what, wait));
         }
-        let info: TokenInfo = response.object().map_err(|why| {
+        let info = response.object().map_err(|why| {
             Error::new(
                 ErrorKind::Protocol,
                 format!("{what}: the answer cannot be used: {why}"),
@@ -830,13 +829,12 @@ impl Inner {
             let left = end.saturating_duration_since(self.clock.now());
             rfc3339(self.clock.wall() + left)
         });
-        let organization = info.organization.unwrap_or_default();
-        let client = info.client.unwrap_or_default();
+        let text = |of: &str, name: &str| Some(info.get(of)?.get(name)?.as_str()?.to_owned());
         Ok(Identity {
-            organization_id: organization.id,
-            organization_name: organization.name,
-            client_id: client.id,
-            client_name: client.name,
+            organization_id: text("organization", "id"),
+            organization_name: text("organization", "name"),
+            client_id: text("OAuthClient", "id"),
+            client_name: text("OAuthClient", "name"),
             expires_at,
         })
     }
@@ -860,19 +858,4 @@ fn snapshot(target: &Target, basis: &Basis) -> Result<Snapshot> {
         attributes,
         conversation_ended: basis.ended.is_some(),
     })
-}
-
-#[derive(Deserialize)]
-struct TokenInfo {
-    #[serde(default)]
-    organization: Option<Named>,
-    #[serde(default, rename = "OAuthClient")]
-    client: Option<Named>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Named {
-    id: Option<String>,
-    name: Option<String>,
 }

@@ -7,6 +7,8 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Map, Value};
+
 use crate::error::{Error, ErrorKind, Result, Sent};
 use crate::secret::Secret;
 
@@ -206,12 +208,22 @@ impl Response {
         }
     }
 
-    /// The body as a JSON object. Not [`Response::json`], since serde fills a struct from a list
-    /// as well, field by field: `[]` would be an object without any.
-    pub(crate) fn object<T: serde::de::DeserializeOwned>(&self) -> std::result::Result<T, String> {
+    /// The body as a JSON object, read field by field: what all answers but the large ones are.
+    pub(crate) fn object(&self) -> std::result::Result<Map<String, Value>, String> {
+        match self.json()? {
+            Value::Object(fields) => Ok(fields),
+            _ => Err(NO_OBJECT.into()),
+        }
+    }
+
+    /// The body as a JSON object of a known shape. Not [`Response::json`], since serde fills a
+    /// struct from a list as well, field by field: `[]` would be an object without any.
+    pub(crate) fn object_of<T: serde::de::DeserializeOwned>(
+        &self,
+    ) -> std::result::Result<T, String> {
         match &self.body {
             Body::Whole(bytes) if bytes.trim_ascii_start().first().is_some_and(|b| *b != b'{') => {
-                Err("the body is not a JSON object".into())
+                Err(NO_OBJECT.into())
             }
             _ => self.json(),
         }
@@ -223,6 +235,8 @@ impl Response {
             .or_else(|| self.header("genesys-correlation-id"))
     }
 }
+
+const NO_OBJECT: &str = "the body is not a JSON object";
 
 impl fmt::Debug for Response {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

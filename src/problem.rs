@@ -2,22 +2,10 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, one_line, shortened};
 use crate::http::{Body, Response};
-
-/// The platform's `ErrorBody`. Every field may be missing, and the body need not be JSON at all.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ErrorBody {
-    message: Option<String>,
-    code: Option<String>,
-    #[serde(rename = "contextId")]
-    context_id: Option<String>,
-    #[serde(rename = "messageParams")]
-    message_params: Option<serde_json::Map<String, serde_json::Value>>,
-}
 
 /// Which kind of failure a status means.
 pub(crate) fn kind_of(status: u16) -> ErrorKind {
@@ -37,11 +25,16 @@ pub(crate) fn kind_of(status: u16) -> ErrorKind {
 
 /// The text of an error answer, for a target to recognize a conflict by.
 pub(crate) fn message_of(response: &Response) -> Option<String> {
-    parse(response).message
+    text(&fields(response), "message")
 }
 
-fn parse(response: &Response) -> ErrorBody {
+/// The platform's `ErrorBody`: every field may be missing, and the body need not be JSON at all.
+fn fields(response: &Response) -> Map<String, Value> {
     response.object().unwrap_or_default()
+}
+
+fn text(fields: &Map<String, Value>, name: &str) -> Option<String> {
+    fields.get(name)?.as_str().map(str::to_owned)
 }
 
 /// The error for an answer that is not a success. `what` names the thing that was addressed, such
@@ -58,38 +51,39 @@ pub(crate) fn error_of_kind(
     retry_after: Option<Duration>,
 ) -> Error {
     let status = response.status;
-    let body = parse(response);
+    let body = fields(response);
+    let (code, message) = (text(&body, "code"), text(&body, "message"));
     let permissions = if kind == ErrorKind::Forbidden {
-        permissions(&body)
+        permissions(&body, message.as_deref())
     } else {
         Vec::new()
     };
 
-    let mut text = format!("{what}: the platform answered {status}");
-    if let Some(code) = &body.code {
-        text += &format!(" {}", shortened(code, 100));
+    let mut told = format!("{what}: the platform answered {status}");
+    if let Some(code) = &code {
+        told += &format!(" {}", shortened(code, 100));
     }
-    if let Some(message) = &body.message {
-        text += &format!(" ({})", shortened(message.trim(), 400));
+    if let Some(message) = &message {
+        told += &format!(" ({})", shortened(message.trim(), 400));
     } else if let Body::Whole(bytes) = &response.body
         && !bytes.is_empty()
     {
-        text += " with a body that is not the platform's: is a proxy or gateway in between?";
+        told += " with a body that is not the platform's: is a proxy or gateway in between?";
     }
     let correlation_id = response
         .correlation_id()
         .map(str::to_owned)
-        .or(body.context_id);
+        .or_else(|| text(&body, "contextId"));
     if let Some(id) = &correlation_id {
-        text += &format!(" [correlation id {}]", shortened(id, 100));
+        told += &format!(" [correlation id {}]", shortened(id, 100));
     }
     if let Some(advice) = advice(kind, status, &permissions, retry_after) {
-        text += ": ";
-        text += &advice;
+        told += ": ";
+        told += &advice;
     }
-    let error = Error::new(kind, text)
+    let error = Error::new(kind, told)
         .with_http_status(status)
-        .with_code(body.code)
+        .with_code(code)
         .with_correlation_id(correlation_id.map(|id| one_line(&shortened(&id, 200))))
         .with_missing_permissions(permissions)
         .with_retry_after(retry_after);
@@ -143,14 +137,13 @@ fn advice(
 }
 
 /// The permissions that a 403 names, from its parameters or else from its text.
-fn permissions(body: &ErrorBody) -> Vec<String> {
+fn permissions(body: &Map<String, Value>, message: Option<&str>) -> Vec<String> {
     let from_params = body
-        .message_params
-        .as_ref()
+        .get("messageParams")
         .and_then(|params| params.get("permissions"))
-        .and_then(|value| value.as_str());
+        .and_then(Value::as_str);
     let from_message = || {
-        let message = body.message.as_deref()?;
+        let message = message?;
         let start = message.rfind('[')?;
         let end = message[start..].find(']')? + start;
         message.get(start..=end)

@@ -353,7 +353,7 @@ impl Target {
         };
         match &self.store {
             Store::Conversation => {
-                let read: ConversationBody = response.object().map_err(unreadable)?;
+                let read: ConversationBody = response.object_of().map_err(unreadable)?;
                 let version = version_of(read.version.as_ref(), response).ok_or_else(|| {
                     unreadable(
                         "it has no version, so the write could not be locked; the platform's \
@@ -370,7 +370,7 @@ impl Target {
                 })
             }
             Store::Participant(_) => {
-                let read: ConversationBody = response.object().map_err(unreadable)?;
+                let read: ConversationBody = response.object_of().map_err(unreadable)?;
                 let participant = self.choose(read.participants.as_deref().unwrap_or_default())?;
                 Ok(Basis {
                     participant: participant.id.clone(),
@@ -381,9 +381,9 @@ impl Target {
                 })
             }
             Store::Secure => {
-                let read: SecureBody = response.object().map_err(unreadable)?;
-                let version = told_version(read.version.as_ref());
-                let attributes = read.attributes.unwrap_or_default();
+                let mut read = response.object().map_err(unreadable)?;
+                let version = told_version(read.get("version"));
+                let attributes = attributes_in(&mut read, "attributes").map_err(unreadable)?;
                 if version.is_none() && !attributes.is_empty() {
                     return Err(unreadable("it has attributes but no version".into()));
                 }
@@ -394,13 +394,15 @@ impl Target {
                 })
             }
             Store::Custom(_) => {
-                let read: CustomBody = response.object().map_err(unreadable)?;
-                let version = told_version(read.version.as_ref())
+                let mut read = response.object().map_err(unreadable)?;
+                let version = told_version(read.get("version"))
                     .ok_or_else(|| unreadable("it has no version".into()))?;
                 Ok(Basis {
                     version: Some(version),
-                    attributes: Some(read.custom_attributes.unwrap_or_default()),
-                    divisions: read.divisions,
+                    attributes: Some(
+                        attributes_in(&mut read, "customAttributes").map_err(unreadable)?,
+                    ),
+                    divisions: read.remove("divisions").filter(|list| !list.is_null()),
                     exists: true,
                     ..Basis::default()
                 })
@@ -457,12 +459,12 @@ impl Target {
     }
 
     fn nobody(&self, participants: &[ParticipantBody]) -> Error {
-        let mut purposes: Vec<&str> = participants
-            .iter()
-            .filter_map(|p| p.purpose.as_deref())
-            .collect();
-        purposes.sort_unstable();
-        purposes.dedup();
+        let mut purposes: Vec<&str> = Vec::new();
+        for purpose in participants.iter().filter_map(|p| p.purpose.as_deref()) {
+            if !purposes.contains(&purpose) {
+                purposes.push(purpose);
+            }
+        }
         let there = match purposes.as_slice() {
             [] => "no participants".to_owned(),
             some => format!("participants of the purposes {}", some.join(", ")),
@@ -710,23 +712,13 @@ impl ParticipantBody {
     }
 }
 
-#[derive(Deserialize)]
-struct SecureBody {
-    #[serde(default)]
-    attributes: Option<Attributes>,
-    #[serde(default)]
-    version: Option<Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct CustomBody {
-    #[serde(default)]
-    custom_attributes: Option<Attributes>,
-    #[serde(default)]
-    version: Option<Value>,
-    #[serde(default)]
-    divisions: Option<Value>,
+/// The attributes in an answer; none where the field is missing or null.
+fn attributes_in(fields: &mut Attributes, name: &str) -> std::result::Result<Attributes, String> {
+    match fields.remove(name) {
+        None | Some(Value::Null) => Ok(Attributes::new()),
+        Some(Value::Object(attributes)) => Ok(attributes),
+        Some(_) => Err(format!("its {name} are no object")),
+    }
 }
 
 #[derive(Serialize)]

@@ -177,12 +177,13 @@ pub(crate) fn normalized(attributes: &Attributes, values: Values) -> Cow<'_, Att
     if attributes.values().all(|value| changes(value).is_none()) {
         return Cow::Borrowed(attributes);
     }
-    Cow::Owned(
-        attributes
-            .iter()
-            .map(|(key, value)| (key.clone(), changes(value).unwrap_or_else(|| value.clone())))
-            .collect(),
-    )
+    let mut changed = attributes.clone();
+    for value in changed.values_mut() {
+        if let Some(better) = changes(value) {
+            *value = better;
+        }
+    }
+    Cow::Owned(changed)
 }
 
 /// Whether two values are the same to JSON: `85` and `85.0` are.
