@@ -214,25 +214,22 @@ pub fn rfc3339(time: SystemTime) -> String {
     let seconds = since.as_secs();
     let (year, month, day) = civil_from_days(seconds / 86_400);
     let of_day = seconds % 86_400;
-    let mut out = Vec::with_capacity(24);
-    // Digit by digit: `format!` costs ten times as much, and every update needs two of these.
-    for (value, scale, end) in [
-        (year, 1_000, b'-'),
-        (month, 10, b'-'),
-        (day, 10, b'T'),
-        (of_day / 3_600, 10, b':'),
-        (of_day / 60 % 60, 10, b':'),
-        (of_day % 60, 10, b'.'),
-        (since.subsec_millis().into(), 100, b'Z'),
-    ] {
-        let mut scale = scale;
-        while scale > 0 {
-            out.push(b'0' + (value / scale % 10) as u8);
-            scale /= 10;
+    // Digit by digit: `format!` costs many times as much, and every update needs two of these.
+    let mut out = *b"0000-00-00T00:00:00.000Z";
+    let mut put = |digits: std::ops::Range<usize>, mut value: u64| {
+        for digit in out[digits].iter_mut().rev() {
+            *digit = b'0' + (value % 10) as u8;
+            value /= 10;
         }
-        out.push(end);
-    }
-    String::from_utf8(out).unwrap_or_default()
+    };
+    put(0..4, year);
+    put(5..7, month);
+    put(8..10, day);
+    put(11..13, of_day / 3_600);
+    put(14..16, of_day / 60 % 60);
+    put(17..19, of_day % 60);
+    put(20..23, since.subsec_millis().into());
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// The wait that a `Retry-After` field asks for: seconds or an HTTP date (RFC 9110 §10.2.3).

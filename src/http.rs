@@ -540,7 +540,12 @@ impl Transport for UreqTransport {
             _ => &self.agent,
         };
         let mut builder = ureq::http::Request::builder()
-            .method(request.method.as_str())
+            .method(match request.method {
+                Method::Get => ureq::http::Method::GET,
+                Method::Post => ureq::http::Method::POST,
+                Method::Patch => ureq::http::Method::PATCH,
+                Method::Put => ureq::http::Method::PUT,
+            })
             .uri(request.url.as_str());
         for (name, value) in request.headers() {
             builder = builder.header(name, value);
@@ -578,11 +583,13 @@ fn finish<B: ureq::AsSendBody>(
 
 fn received(response: ureq::http::Response<ureq::Body>, limit: usize) -> Response {
     let (parts, body) = response.into_parts();
-    let headers = KEPT
+    // Once through the few that came, rather than a search for each of those that are read.
+    let headers = parts
+        .headers
         .iter()
-        .filter_map(|name| {
-            let value = parts.headers.get(*name)?.to_str().ok()?;
-            Some((*name, value.to_owned()))
+        .filter_map(|(name, value)| {
+            let kept = KEPT.iter().find(|kept| **kept == name.as_str())?;
+            Some((*kept, value.to_str().ok()?.to_owned()))
         })
         .collect();
     let expected = body.content_length().unwrap_or(0).min(limit as u64);

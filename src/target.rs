@@ -760,9 +760,13 @@ struct CustomWrite<'a> {
 }
 
 fn json_bytes(body: &impl Serialize) -> Result<Vec<u8>> {
-    serde_json::to_vec(body).map_err(|e| {
-        Error::new(ErrorKind::Internal, "the body could not be written as JSON").with_source(e)
-    })
+    let mut bytes = Vec::with_capacity(512);
+    match serde_json::to_writer(&mut bytes, body) {
+        Ok(()) => Ok(bytes),
+        Err(e) => Err(
+            Error::new(ErrorKind::Internal, "the body could not be written as JSON").with_source(e),
+        ),
+    }
 }
 
 /// The version that a body tells, as text or number, or else the entity tag: for the target whose

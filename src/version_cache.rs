@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::{Condvar, Mutex};
 use std::thread::ThreadId;
 
@@ -73,7 +72,8 @@ pub(crate) struct Turns {
 
 #[derive(Default)]
 struct Holders {
-    holders: HashMap<String, ThreadId>,
+    /// One for each thread that updates: few enough to look through.
+    holders: Vec<(String, ThreadId)>,
     /// Without any, giving a turn back needs no system call.
     waiting: usize,
 }
@@ -98,37 +98,31 @@ impl Turns {
     ) -> Result<Turn<'a>> {
         let me = std::thread::current().id();
         let mut state = lock(&self.state);
-        if state.holders.values().any(|holder| *holder == me) {
+        if state.holders.iter().any(|(_, holder)| *holder == me) {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 "code that is called from inside of an update (an update_with closure, an audit \
                  sink, a transport) must not update through the same client",
             ));
         }
-        loop {
-            match state.holders.entry(conversation.to_owned()) {
-                Entry::Vacant(free) => {
-                    free.insert(me);
-                    return Ok(Turn {
-                        turns: self,
-                        conversation,
-                    });
-                }
-                Entry::Occupied(_) => {
-                    state.waiting += 1;
-                    state = wait(&self.given_back, state, cancel);
-                    state.waiting -= 1;
-                    Cancel::check(cancel)?;
-                }
-            }
+        while state.holders.iter().any(|(held, _)| held == conversation) {
+            state.waiting += 1;
+            state = wait(&self.given_back, state, cancel);
+            state.waiting -= 1;
+            Cancel::check(cancel)?;
         }
+        state.holders.push((conversation.to_owned(), me));
+        Ok(Turn {
+            turns: self,
+            conversation,
+        })
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut state = lock(&self.turns.state);
-        state.holders.remove(self.conversation);
+        state.holders.retain(|(held, _)| held != self.conversation);
         let awaited = state.waiting > 0;
         drop(state);
         if awaited {
