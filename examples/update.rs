@@ -185,6 +185,20 @@ fn beyond_the_main_job(
         Ok(_) => println!("  unexpectedly applied"),
     }
     println!("requests sent: {}", sandbox.requests().len());
+
+    println!("\n--- The platform's own store: a participant's attributes");
+    let receipt = client.update(
+        &Update::participant(conversation, "customer")
+            .set("customer.tier", "premium")
+            .set("routing.score", 85),
+    )?;
+    let snapshot = client.read(&Target::participant(conversation, "customer"))?;
+    println!(
+        "the customer is participant {}; after {} requests it holds {}",
+        receipt.item.as_deref().unwrap_or("?"),
+        receipt.requests,
+        serde_json::Value::from(snapshot.attributes)
+    );
     Ok(())
 }
 
