@@ -224,7 +224,9 @@ impl Client {
 
     /// A bounded channel of the events from now on, of 1 to 65,536 places (`capacity` is clamped).
     pub fn subscribe(&self, capacity: usize) -> Subscription {
-        self.inner.listeners.subscribe(capacity)
+        self.inner
+            .listeners
+            .subscribe(capacity, self.inner.counters.clone())
     }
 
     /// What this client and its clones did so far.

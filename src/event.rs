@@ -1,5 +1,6 @@
 //! Telling others what was changed: closures, and bounded channels.
 
+use std::fmt;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -98,12 +99,33 @@ impl Deref for Delivery {
 /// The receiving end of a bounded channel of events.
 ///
 /// When it is full, new events are dropped and counted, and the next one that fits tells how many.
-/// Dropping it ends the subscription. It holds no lock and never slows an update down.
-#[derive(Debug)]
+/// Dropping it ends the subscription; events that wait in it then are counted and logged. It holds
+/// no lock and never slows an update down.
 pub struct Subscription {
     receiver: Receiver<Delivery>,
     lost: Arc<AtomicU64>,
     closed: AtomicBool,
+    counters: Arc<Counters>,
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription")
+            .field("lost", &self.lost())
+            .field("closed", &self.is_closed())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        // No more than fit, since others may go on sending meanwhile.
+        let unread = self.receiver.try_iter().take(MOST_PLACES).count();
+        if unread > 0 {
+            self.counters.events_dropped.add(unread as u64);
+            warn!("a subscription ended with {unread} events unread");
+        }
+    }
 }
 
 /// The largest capacity of a subscription.
@@ -177,7 +199,7 @@ impl Listeners {
         }
     }
 
-    pub(crate) fn subscribe(&self, capacity: usize) -> Subscription {
+    pub(crate) fn subscribe(&self, capacity: usize, counters: Arc<Counters>) -> Subscription {
         // A channel of none would only ever deliver to a receiver that waits at that moment; and
         // all places are allocated at once.
         let capacity = capacity.clamp(1, MOST_PLACES);
@@ -193,6 +215,7 @@ impl Listeners {
             receiver,
             lost,
             closed: AtomicBool::new(false),
+            counters,
         }
     }
 

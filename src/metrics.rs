@@ -96,8 +96,8 @@ counters! {
     server_errors, "serverErrors", "server_errors_total", "Answers of 500 and above.";
     /// Event hooks that panicked.
     hook_panics, "hookPanics", "hook_panics_total", "Event hooks that panicked.";
-    /// Events that a full subscription did not take.
-    events_dropped, "eventsDropped", "events_dropped_total", "Events that a full subscription did not take.";
+    /// Events that a full subscription did not take, or that an ended one left unread.
+    events_dropped, "eventsDropped", "events_dropped_total", "Events that subscriptions did not take or left unread.";
     /// Audit records that could not be written.
     audit_failures, "auditFailures", "audit_failures_total", "Audit records that could not be written.";
 }

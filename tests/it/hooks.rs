@@ -629,7 +629,8 @@ fn a_subscription_that_was_dropped_is_forgotten_and_harms_nobody() {
         .map(|d| d.sequence)
         .collect();
     assert_eq!(sequences, [1, 2, 3, 4]);
-    assert_eq!(client.metrics().events_dropped, 0);
+    // The one that it left unread; later ones are not counted as lost on it.
+    assert_eq!(client.metrics().events_dropped, 1);
 
     // When the last one is gone too, one more event finds that out, and then none is made.
     drop(kept);
@@ -1215,4 +1216,20 @@ fn a_retry_policy_of_one_leaves_one_event_for_one_write() {
         .unwrap();
     client.update(&update()).unwrap();
     assert_eq!(events.all()[0].audit.attempts, 1);
+}
+
+#[test]
+fn what_an_ended_subscription_leaves_unread_is_counted() {
+    let fake = Fake::new();
+    fake.token().get(1).patch(2).patch(3).patch(4);
+    let client = fake.client();
+    let subscription = client.subscribe(8);
+    for _ in 0..3 {
+        client
+            .update(&Update::conversation("c-1").set("k", "v"))
+            .unwrap();
+    }
+    assert!(subscription.recv().is_some());
+    drop(subscription);
+    assert_eq!(client.metrics().events_dropped, 2);
 }
