@@ -124,11 +124,15 @@ struct State {
     refreshing: bool,
     /// The last login failed: its error, and until when it is not tried again.
     failed: Option<(Error, Instant)>,
+    /// An early refresh failed: until when no other is tried.
+    early_after: Option<Instant>,
 }
 
 /// Ends a refresh, also when the transport panics: nobody may wait for ever.
 struct Refreshing<'a> {
     source: &'a TokenSource,
+    /// The old token was still good.
+    early: bool,
     outcome: Option<Result<Arc<Token>>>,
 }
 
@@ -146,7 +150,11 @@ impl Drop for Refreshing<'_> {
             }
             Some(Err(error)) => {
                 let until = self.source.caller.clock.now() + HOLD_OFF;
-                state.failed = Some((error, until));
+                if self.early {
+                    state.early_after = Some(until);
+                } else {
+                    state.failed = Some((error, until));
+                }
             }
             None => {}
         }
@@ -184,7 +192,8 @@ impl TokenSource {
             match (current, held_off) {
                 (Some(token), held_off) => {
                     let due = token.refresh_at.is_some_and(|at| now >= at);
-                    if !due || state.refreshing || held_off.is_some() || self.caller.is_paused() {
+                    let waits = held_off.is_some() || state.early_after.is_some_and(|at| now < at);
+                    if !due || state.refreshing || waits || self.caller.is_paused() {
                         return Ok(token);
                     }
                     state.refreshing = true;
@@ -227,6 +236,7 @@ impl TokenSource {
     fn refresh(&self, limit: Option<Duration>, cancel: Option<&Cancel>) -> Result<Arc<Token>> {
         let mut refreshing = Refreshing {
             source: self,
+            early: limit.is_some(),
             outcome: None,
         };
         let outcome = self.login(limit, cancel);

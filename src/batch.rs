@@ -355,8 +355,8 @@ impl Batch {
     }
 
     /// Runs the updates, and hands each outcome to `each` on this thread as it completes, those of
-    /// one conversation in order. `Break` stops the batch: updates under way are finished, but
-    /// their outcomes are neither handed over nor counted.
+    /// one conversation in order. `Break` stops the batch: updates under way end at their next
+    /// wait or request, and their outcomes are neither handed over nor counted.
     ///
     /// Lines that were not begun when it stops have no outcome.
     ///
@@ -485,6 +485,8 @@ struct State<T> {
     waiting_bytes: usize,
     reading: bool,
     exhausted: bool,
+    /// A line was cancelled before anything of it was sent.
+    abandoned: bool,
     /// Hashes of the conversations whose later lines are skipped. A chance meeting of two hashes
     /// skips a line that could have run, which a later run makes good.
     blocked: HashSet<u64>,
@@ -494,7 +496,7 @@ struct State<T> {
 impl<T> State<T> {
     /// Whether there is nothing left to do.
     fn is_finished(&self) -> bool {
-        self.exhausted && self.busy.is_empty()
+        self.exhausted && self.busy.is_empty() && !self.abandoned
     }
 }
 
@@ -507,6 +509,7 @@ impl<T> Default for State<T> {
             waiting_bytes: 0,
             reading: false,
             exhausted: false,
+            abandoned: false,
             blocked: HashSet::new(),
             panic: None,
         }
@@ -556,6 +559,9 @@ where
                     // sent counts as not begun.
                     let untouched = outcome.requests == 0
                         && outcome.error.as_ref().map(Error::kind) == Some(ErrorKind::Cancelled);
+                    if untouched {
+                        lock(&self.state).abandoned = true;
+                    }
                     let gone = !untouched && outcomes.send((job.tag, outcome)).is_err();
                     self.finished(&conversation);
                     if gone {
@@ -656,7 +662,8 @@ where
                         state.waiting_lines += 1;
                         state.waiting_bytes += bytes;
                     }
-                    Ok(None) => state.exhausted = true,
+                    // An input that heeds the cancel handle, too, was not read to its end.
+                    Ok(None) => state.exhausted = !self.cancel.is_cancelled(),
                     Err(panic) => {
                         state.exhausted = true;
                         state.panic = Some(panic);

@@ -70,6 +70,9 @@ pub(crate) struct Call<'c> {
     pub(crate) may_have_applied: bool,
     /// The last write did, or is still under way.
     pub(crate) unclear: bool,
+    /// A write that replaces what is there ended unclear, and its backoff is over: look at the
+    /// target before it is sent again.
+    pub(crate) look: bool,
     started: Option<Instant>,
     /// When the last request was sent.
     pub(crate) sent: Option<Instant>,
@@ -128,6 +131,7 @@ impl Caller {
             requests: 0,
             may_have_applied: false,
             unclear: false,
+            look: false,
             started: None,
             sent: None,
             ended: None,
@@ -148,7 +152,17 @@ impl Caller {
     ) -> Result<Response> {
         let mut last: Option<Result<Response, Error>> = None;
         loop {
-            let now = self.await_permission(call)?;
+            let now = match (self.await_permission(call), last.take()) {
+                (Ok(now), before) => {
+                    last = before;
+                    now
+                }
+                // The last real error says more than that there is no time for another attempt.
+                (Err(error), Some(before)) if error.kind() == ErrorKind::RateLimited => {
+                    return before;
+                }
+                (Err(error), _) => return Err(error),
+            };
             let mut slot = Slot {
                 caller: self,
                 used: false,
@@ -208,6 +222,7 @@ impl Caller {
             );
             self.sleep(delay, call.cancel)?;
             if purpose == Purpose::Replace && call.unclear {
+                call.look = true;
                 return result;
             }
             last = Some(result);
@@ -301,7 +316,8 @@ impl Caller {
                         "the platform asked this client to slow down for longer than is left for \
                          the update",
                     )
-                    .with_retry_after(Some(wait)));
+                    // Jitter may have taken it beyond what is waited for.
+                    .with_retry_after(Some(wait.min(self.policy.max_retry_after))));
                 }
             }
         }

@@ -36,7 +36,8 @@ pub enum EndedPolicy {
     #[default]
     Warn,
     /// Refuse with [`ErrorKind::InvalidInput`]. An update that does not read (a warm one, or one
-    /// by participant id) does not know, and writes.
+    /// by participant id) does not know, and writes; nor do reads of secure attributes and custom
+    /// records tell.
     Refuse,
 }
 
@@ -448,12 +449,8 @@ impl Inner {
             if fresh && let Some(done) = self.consider(job, call)? {
                 return Ok(done);
             }
-            call.unclear = false;
             let written = self.write(job, call, cancel);
-            if target.replaces(&job.basis)
-                && call.unclear
-                && call.attempts < self.api.caller.policy.max_attempts
-            {
+            if std::mem::take(&mut call.look) {
                 // Where looking fails, the unclear write is the error to tell.
                 if let Ok(basis) = self.read_target(target, call, cancel) {
                     job.basis = basis;

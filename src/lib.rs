@@ -28,7 +28,7 @@
 //! # What is promised
 //!
 //! - Nothing is sent before every key and value is checked, and all that is wrong is told at once.
-//! - A write to a target with a lock never goes out without its version.
+//! - A write to a target with a lock never goes out without its version, once there is one.
 //! - A write that was confirmed is not sent again, whatever became of the rest of its answer.
 //! - There is exactly one event for each `Ok` of [`Outcome::Applied`] or
 //!   [`Outcome::AlreadyApplied`], and none for any other end. Every change at the platform belongs

@@ -90,8 +90,8 @@ counters! {
     retries, "retries", "retries_total", "Requests sent again after a failure that may pass.";
     /// Tokens fetched.
     token_refreshes, "tokenRefreshes", "token_refreshes_total", "Tokens fetched.";
-    /// Requests that got no answer.
-    transport_errors, "transportErrors", "transport_errors_total", "Requests that got no answer.";
+    /// Requests that got no answer, or a read's answer that was cut short.
+    transport_errors, "transportErrors", "transport_errors_total", "Requests that got no answer, or one cut short.";
     /// Answers of 500 and above.
     server_errors, "serverErrors", "server_errors_total", "Answers of 500 and above.";
     /// Event hooks that panicked.

@@ -91,7 +91,8 @@ Options of all commands:
   --credentials FILE  take the settings from FILE (NAME=VALUE lines), not from the environment
   --rate PER_MINUTE   API requests a minute at most (default 300; 0 for no limit)
   --audit FILE        append audit records to FILE, as JSON lines
-  --json              results as JSON; summaries and errors as JSON on standard error
+  --json              results as JSON; the summary, and errors of the
+                      library's, as JSON on standard error
   -v, --verbose       say what is sent
   -h, --help          this text
   -V, --version       the version

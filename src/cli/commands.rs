@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use genesys_attributes::{
@@ -320,8 +321,8 @@ impl<'a> Opened<'a> {
     fn count(&self) -> Option<u64> {
         let mut file = match (&self.spool, &self.input.file) {
             (Some(spool), _) => spool.try_clone().ok()?,
-            (None, Some(path)) => File::open(path).ok()?,
-            (None, None) => return None,
+            (None, Some(path)) if !self.is_stream() => File::open(path).ok()?,
+            _ => return None,
         };
         let regular = file.metadata().is_ok_and(|data| data.is_file());
         let header = u64::from(self.input.csv);
@@ -529,6 +530,8 @@ fn run_batch(options: &Options, batch: &Batch) -> Run {
 /// input that gives nothing.
 struct Reader {
     lines: Receiver<Result<Line, io::Error>>,
+    /// Until it was found to have ended.
+    thread: Option<JoinHandle<()>>,
     cancel: Cancel,
     failed: Option<io::Error>,
 }
@@ -541,7 +544,7 @@ impl Reader {
     ) -> Reader {
         // A line may be large: few of them wait here.
         let (sender, receiver) = sync_channel(2);
-        std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             for line in lines.by_ref().filter(|line| wanted(line.number)) {
                 if sender.send(Ok(line)).is_err() {
                     return;
@@ -554,6 +557,7 @@ impl Reader {
         });
         Reader {
             lines: receiver,
+            thread: Some(thread),
             cancel,
             failed: None,
         }
@@ -571,8 +575,15 @@ impl Iterator for Reader {
                     self.failed = Some(error);
                     return None;
                 }
-                Err(RecvTimeoutError::Timeout) if !self.cancel.is_cancelled() => {}
-                Err(_) => return None,
+                Err(RecvTimeoutError::Timeout) if self.cancel.is_cancelled() => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    let ended = self.thread.take().map(JoinHandle::join);
+                    if let Some(Err(_)) = ended {
+                        self.failed = Some(io::Error::other("its reader panicked"));
+                    }
+                    return None;
+                }
             }
         }
     }

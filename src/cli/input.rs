@@ -208,14 +208,12 @@ impl Default for Quotes {
 impl Quotes {
     fn read(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            match byte {
-                b'"' if self.open => self.open = false,
-                // The first quote of a cell, or the second of a doubled one.
-                b'"' if self.at_start => self.open = true,
-                _ => {}
+            let closes = self.open && *byte == b'"';
+            if *byte == b'"' {
+                self.open = !self.open && self.at_start;
             }
             // Right after a closing quote another one reopens the cell.
-            self.at_start = !self.open && matches!(byte, b',' | b'"');
+            self.at_start = closes || !self.open && *byte == b',';
         }
     }
 }
@@ -522,6 +520,10 @@ mod tests {
 
     #[test]
     fn a_quote_in_the_middle_of_a_cell_does_not_swallow_rows() {
+        let found = rows("conversationId,k\na,3\"\" pipe\nb,\"x\"\"\"\n");
+        assert_eq!(found.len(), 2);
+        assert!(found[0].1.as_ref().unwrap().contains("3\\\"\\\" pipe"));
+        assert!(found[1].1.as_ref().unwrap().contains("x\\\""));
         let found = rows("conversationId,k\na,5\" disk\nb,\"x\"\n");
         assert_eq!(found.len(), 2);
         assert!(found[0].1.as_ref().unwrap().contains("5\\\" disk"));

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use genesys_attributes::{
-    Batch, BatchOutcome, BatchReport, BatchStatus, Client, ClientBuilder, Credentials, ErrorKind,
-    LineError, ManualClock, Method, RateLimit, Region, Request, Response, RetryPolicy, StopReason,
-    TransportError, Update,
+    Batch, BatchOutcome, BatchReport, BatchStatus, Cancel, Client, ClientBuilder, Credentials,
+    ErrorKind, LineError, ManualClock, Method, RateLimit, Region, Request, Response, RetryPolicy,
+    StopReason, TransportError, Update,
 };
 use serde_json::json;
 
@@ -325,6 +325,32 @@ fn the_closure_and_the_handle_stop_it() {
         ControlFlow::Continue(())
     });
     assert_eq!(report.stopped, Some(StopReason::Cancelled));
+}
+
+#[test]
+fn a_cancelled_batch_with_lines_that_were_not_begun_is_not_complete() {
+    let clock = ManualClock::new();
+    let handle: Arc<OnceLock<Cancel>> = Arc::default();
+    let cancels = handle.clone();
+    // The first write cancels the batch. By then most lines wait for the rate, with nothing sent.
+    let client = faked(
+        &clock,
+        conversations(move |_| {
+            cancels.get().unwrap().cancel();
+            applied()
+        }),
+    )
+    .rate_limit(RateLimit::per_minute(2))
+    .build()
+    .unwrap();
+    let batch = Batch::new(&client).workers(8);
+    handle.set(batch.cancel_handle()).unwrap();
+    let report = batch.run((0..8).map(|n| set(&format!("c-{n}"), n)), |_| {
+        ControlFlow::Continue(())
+    });
+    assert_eq!(report.stopped, Some(StopReason::Cancelled), "{report:?}");
+    assert!(!report.is_complete());
+    assert!(report.applied < 8);
 }
 
 #[test]
