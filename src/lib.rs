@@ -36,7 +36,8 @@
 //! - Hooks that panic, block or call the client again do no harm to the update.
 //!
 //! What is not: on a target without a lock (participants, unlocked secure attributes) the last
-//! writer wins, and a copy of a write that a network held back may land late.
+//! writer wins, and a copy of a write that a network held back may land late. So may a copy of the
+//! first write of a secure map or custom record, which has no version yet.
 //!
 //! # Secrets and logging
 //!

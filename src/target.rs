@@ -383,9 +383,18 @@ impl Target {
             Store::Secure => {
                 let mut read = response.object().map_err(unreadable)?;
                 let version = told_version(read.get("version"));
+                // Only a map that was never written has no version, and the write of one replaces
+                // all that is there: an answer that speaks of something else, or whose version
+                // cannot be read, must not pass for it.
+                let foreign = !read.is_empty() && !read.contains_key("attributes")
+                    || read
+                        .get("version")
+                        .is_some_and(|version| !version.is_null());
                 let attributes = attributes_in(&mut read, "attributes").map_err(unreadable)?;
-                if version.is_none() && !attributes.is_empty() {
-                    return Err(unreadable("it has attributes but no version".into()));
+                if version.is_none() && (foreign || !attributes.is_empty()) {
+                    return Err(unreadable(
+                        "it has no version to lock the write with".into(),
+                    ));
                 }
                 Ok(Basis {
                     version,

@@ -108,7 +108,8 @@ impl Update {
     /// Creates a custom record with this schema when it does not exist yet.
     ///
     /// The platform has no "create only": when two clients create the same record at the same
-    /// moment, the later one replaces the earlier one's values.
+    /// moment, or a copy of the first write is held back on its way, the later one replaces the
+    /// earlier one's values.
     pub fn schema(mut self, schema: impl Into<String>) -> Update {
         self.target.set_schema(Some(schema.into()));
         self

@@ -799,6 +799,28 @@ fn an_answer_that_is_no_object_is_not_an_empty_map() {
     }
 }
 
+/// Nor must an object that speaks of something else, or whose version cannot be read.
+#[test]
+fn a_strange_object_is_not_a_map_that_was_never_written() {
+    for answer in [
+        r#"{"status":"ok"}"#,
+        r#"{"error":"maintenance"}"#,
+        r#"{"version":null,"id":1}"#,
+        r#"{"attributes":{},"version":true}"#,
+        r#"{"attributes":{},"version":""}"#,
+        r#"{"attributes":{},"version":"a b"}"#,
+        r#"{"attributes":{"other":"x"}}"#,
+    ] {
+        let (result, seen) = play_one(
+            scripts![[Act::ReadRequest, respond(200, answer), Act::WaitClientClose]],
+            &Update::secure(ID).set("a", "b"),
+        );
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Protocol, "{answer}: {error}");
+        assert_eq!(seen.methods(), ["GET"], "{answer}");
+    }
+}
+
 /// The status decides, not the body that it came with.
 #[test]
 fn an_error_whose_body_breaks_is_still_that_error() {
