@@ -3,7 +3,6 @@
 
 use crate::auth::TokenSource;
 use crate::call::{Call, Caller, Purpose};
-use crate::clock::Cancel;
 use crate::error::Result;
 use crate::http::{Method, Request, Response};
 use crate::target::Write;
@@ -16,14 +15,9 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    pub(crate) fn get(
-        &self,
-        call: &mut Call<'_>,
-        path: &str,
-        cancel: Option<&Cancel>,
-    ) -> Result<Response> {
+    pub(crate) fn get(&self, call: &mut Call<'_>, path: &str) -> Result<Response> {
         let request = Request::new(Method::Get, [self.base_url.as_str(), path].concat());
-        self.send(call, request, Purpose::Read, cancel)
+        self.send(call, request, Purpose::Read)
     }
 
     pub(crate) fn write(
@@ -31,13 +25,12 @@ impl Api {
         call: &mut Call<'_>,
         write: Write,
         purpose: Purpose,
-        cancel: Option<&Cancel>,
     ) -> Result<Response> {
         let mut request =
             Request::new(write.method, [self.base_url.as_str(), &write.path].concat());
         request.if_match = write.if_match;
         request.body = Some(write.body);
-        self.send(call, request, purpose, cancel)
+        self.send(call, request, purpose)
     }
 
     fn send(
@@ -45,12 +38,11 @@ impl Api {
         call: &mut Call<'_>,
         mut request: Request,
         purpose: Purpose,
-        cancel: Option<&Cancel>,
     ) -> Result<Response> {
         call.begin_request(purpose);
         let mut renewed = false;
         loop {
-            let token = self.tokens.token(cancel)?;
+            let token = self.tokens.token(call.cancel)?;
             request.authorization = Some(token.header.clone());
             let response = self.caller.send(call, &mut request, purpose)?;
             if response.status != 401 || renewed || !self.tokens.can_renew() {

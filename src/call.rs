@@ -61,7 +61,7 @@ impl Seeds {
 /// The state of one call of the library: what it has sent so far, over all of its requests.
 pub(crate) struct Call<'c> {
     retry: Retry,
-    cancel: Option<&'c Cancel>,
+    pub(crate) cancel: Option<&'c Cancel>,
     /// Writes sent.
     pub(crate) attempts: u32,
     /// Requests sent.
@@ -138,8 +138,8 @@ impl Caller {
         }
     }
 
-    /// Sends a request that was [begun](Call::begin_request) until there is an answer that a retry would not change, or the attempts or
-    /// the time run out. The answer may be of any status.
+    /// Sends a request that was [begun](Call::begin_request) until there is an answer that a retry
+    /// would not change, or the attempts or the time run out. The answer may be of any status.
     ///
     /// # Errors
     ///
@@ -197,23 +197,24 @@ impl Caller {
                 call.unclear = is_unclear(&result);
                 call.may_have_applied |= call.unclear;
             }
-            if let Some(Outcome::Throttled {
-                retry_after: Some(wait),
-            }) = outcome
-                && wait <= self.policy.max_retry_after
-            {
-                // Also when this was the last attempt: the others must wait all the same.
-                self.limiter.pause(now + wait);
-            }
             let result = result.map_err(|failure| failure.error);
-            let delay = match outcome.map(|outcome| (outcome, call.retry.after(outcome, now))) {
-                Some((outcome, Step::Wait(delay))) => {
-                    if matches!(outcome, Outcome::Throttled { .. }) {
-                        self.limiter.pause(now + delay);
-                    }
-                    delay
-                }
-                _ => return result,
+            let Some(outcome) = outcome else {
+                return result;
+            };
+            let step = call.retry.after(outcome, now);
+            match (outcome, step) {
+                (Outcome::Throttled { .. }, Step::Wait(delay)) => self.limiter.pause(now + delay),
+                // Also when this was the last attempt: the others must wait all the same.
+                (
+                    Outcome::Throttled {
+                        retry_after: Some(wait),
+                    },
+                    _,
+                ) if wait <= self.policy.max_retry_after => self.limiter.pause(now + wait),
+                _ => {}
+            }
+            let Step::Wait(delay) = step else {
+                return result;
             };
             debug!(
                 "{} {} will be sent again in {delay:?}",

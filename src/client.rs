@@ -169,10 +169,10 @@ impl Client {
     /// Reads, computes and writes under the lock of the target: `compute` gets the current values
     /// and returns those to set, or `None` when there is nothing to change.
     ///
-    /// After a conflict on the version it is called again with the new values. When an attempt may have been
-    /// applied and its values are not found in place, it is not: the call then fails with
-    /// [`ErrorKind::Conflict`] and [`Error::may_have_applied`], since computing twice could count
-    /// twice.
+    /// After a conflict on the version it is called again with the new values. When an attempt may
+    /// have been applied and its values are not found in place, it is not: the call then fails
+    /// with [`ErrorKind::Conflict`] and [`Error::may_have_applied`], since computing twice could
+    /// count twice.
     ///
     /// On a participant target there is no lock: a writer in between is overwritten. `compute` must
     /// not call `update` on the same client; it gets `InvalidInput` there. Nor must it wait for
@@ -208,17 +208,13 @@ impl Client {
     /// As for reading in [`Client::update`]; `Protocol` where the answer holds no attributes, as
     /// the platform's own conversations do not at the top level.
     pub fn read(&self, target: &Target) -> Result<Snapshot> {
-        let mut found = Vec::new();
-        target.check(&mut found);
-        if !found.is_empty() {
-            return Err(Error::violated(found));
-        }
+        target.checked()?;
         // A schema makes an absent record writable, not readable.
         let mut target = target.clone();
         target.set_schema(None);
         let mut call = self.inner.api.caller.begin(None);
         self.inner
-            .read_target(&target, &mut call, None)
+            .read_target(&target, &mut call)
             .and_then(|basis| snapshot(&target, &basis))
             .map_err(|error| error.with_effort(call.attempts, call.requests, call.latency()))
     }
@@ -329,11 +325,7 @@ impl Inner {
         cancel: Option<&Cancel>,
     ) -> Result<Receipt> {
         let wanted = if compute.is_some() {
-            let mut found = Vec::new();
-            update.target.check(&mut found);
-            if !found.is_empty() {
-                return Err(Error::violated(found));
-            }
+            update.target.checked()?;
             Cow::Borrowed(&update.attributes)
         } else {
             update.checked(&self.limits)?
@@ -353,16 +345,14 @@ impl Inner {
         let mut call = self.api.caller.begin(cancel);
         // A transport or closure of the caller's that panics must not leave an intent without its
         // outcome: that would look like a crash.
-        let settled = catch_unwind(AssertUnwindSafe(|| {
-            self.settle(&mut job, &mut call, cancel)
-        }))
-        .unwrap_or_else(|_| {
-            call.may_have_applied |= call.unclear;
-            Err(Error::new(
-                ErrorKind::Internal,
-                "a transport, clock or closure panicked during the update",
-            ))
-        });
+        let settled = catch_unwind(AssertUnwindSafe(|| self.settle(&mut job, &mut call)))
+            .unwrap_or_else(|_| {
+                call.may_have_applied |= call.unclear;
+                Err(Error::new(
+                    ErrorKind::Internal,
+                    "a transport, clock or closure panicked during the update",
+                ))
+            });
         let timestamp = rfc3339(self.clock.wall());
         let done = match settled {
             Ok(done) => done,
@@ -419,12 +409,7 @@ impl Inner {
     }
 
     /// Reads, guards, writes and reconciles until the outcome is known.
-    fn settle(
-        &self,
-        job: &mut Job<'_>,
-        call: &mut Call<'_>,
-        cancel: Option<&Cancel>,
-    ) -> Result<Done> {
+    fn settle(&self, job: &mut Job<'_>, call: &mut Call<'_>) -> Result<Done> {
         let update = job.update;
         let target = &update.target;
         let if_version = update.if_version.as_deref();
@@ -443,16 +428,16 @@ impl Inner {
         let mut fresh = known.is_none();
         job.basis = match known {
             Some(basis) => basis,
-            None => self.read_target(target, call, cancel)?,
+            None => self.read_target(target, call)?,
         };
         loop {
             if fresh && let Some(done) = self.consider(job, call)? {
                 return Ok(done);
             }
-            let written = self.write(job, call, cancel);
+            let written = self.write(job, call);
             if std::mem::take(&mut call.look) {
                 // Where looking fails, the unclear write is the error to tell.
-                if let Ok(basis) = self.read_target(target, call, cancel) {
+                if let Ok(basis) = self.read_target(target, call) {
                     job.basis = basis;
                     // Computing again could count twice; what was computed from nothing still
                     // holds while there is nothing.
@@ -475,10 +460,10 @@ impl Inner {
                 });
             }
             if target.is_conflict(&response) {
-                fresh = self.conflict(job, call, &response, cancel)?;
+                fresh = self.conflict(job, call, &response)?;
             } else if from_memory && target.memory_may_be_stale(&response) {
                 self.remember(target, None);
-                job.basis = self.read_target(target, call, cancel)?;
+                job.basis = self.read_target(target, call)?;
                 (fresh, from_memory) = (true, false);
             } else {
                 return Err(self.refusal(target, &response));
@@ -493,7 +478,6 @@ impl Inner {
         job: &mut Job<'_>,
         call: &mut Call<'_>,
         response: &Response,
-        cancel: Option<&Cancel>,
     ) -> Result<bool> {
         let target = &job.update.target;
         self.counters.conflicts.increment();
@@ -507,7 +491,7 @@ impl Inner {
         let may_try_again = self.api.caller.settle_conflict(call)?;
         let look = target.is_locked() && (may_try_again || call.may_have_applied);
         if look {
-            job.basis = self.read_target(target, call, cancel)?;
+            job.basis = self.read_target(target, call)?;
         }
         // Computing again could count twice, and a given version is gone for good.
         let final_unless_in_place = !may_try_again
@@ -612,13 +596,8 @@ impl Inner {
         }
     }
 
-    fn read_target(
-        &self,
-        target: &Target,
-        call: &mut Call<'_>,
-        cancel: Option<&Cancel>,
-    ) -> Result<Basis> {
-        let response = self.api.get(call, &target.read_path(), cancel)?;
+    fn read_target(&self, target: &Target, call: &mut Call<'_>) -> Result<Basis> {
+        let response = self.api.get(call, &target.read_path())?;
         if response.is_success() {
             target.parse(&response)
         } else if target.is_absent(&response) {
@@ -644,12 +623,7 @@ impl Inner {
     }
 
     /// Records the intent, once, and sends the write.
-    fn write(
-        &self,
-        job: &mut Job<'_>,
-        call: &mut Call<'_>,
-        cancel: Option<&Cancel>,
-    ) -> Result<Response> {
+    fn write(&self, job: &mut Job<'_>, call: &mut Call<'_>) -> Result<Response> {
         let target = &job.update.target;
         let timestamp = rfc3339(self.clock.wall());
         let write = target.write(
@@ -689,7 +663,7 @@ impl Inner {
         } else {
             Purpose::Write
         };
-        self.api.write(call, write, purpose, cancel)
+        self.api.write(call, write, purpose)
     }
 
     fn remember(&self, target: &Target, what: Option<String>) {
@@ -811,7 +785,7 @@ impl Inner {
     }
 
     fn ask_identity(&self, call: &mut Call<'_>) -> Result<Identity> {
-        let response = self.api.get(call, "/api/v2/tokens/me", None)?;
+        let response = self.api.get(call, "/api/v2/tokens/me")?;
         let what = "the token";
         if !response.is_success() {
             let wait = self.api.caller.retry_after(&response);

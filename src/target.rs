@@ -241,6 +241,17 @@ impl Target {
         }
     }
 
+    /// An error with all that is wrong with the identifiers and options.
+    pub(crate) fn checked(&self) -> Result<()> {
+        let mut found = Vec::new();
+        self.check(&mut found);
+        if found.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::violated(found))
+        }
+    }
+
     /// What is wrong with the identifiers and options.
     pub(crate) fn check(&self, found: &mut Vec<Violation>) {
         identifier("conversationId", &self.conversation, found);
