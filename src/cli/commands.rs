@@ -352,7 +352,7 @@ fn validate(
 
     let mut out = io::BufWriter::new(io::stdout().lock());
     let (mut valid, mut refused) = (0u64, 0u64);
-    for line in lines.by_ref().filter(|line| wanted(line.number)) {
+    for line in lines.wanted(wanted) {
         let result = match &line.update {
             Ok(update) => update.validate(),
             Err(problem) => Err(Error::new(ErrorKind::InvalidInput, problem.to_string())),
@@ -545,7 +545,7 @@ impl Reader {
         // A line may be large: few of them wait here.
         let (sender, receiver) = sync_channel(2);
         let thread = std::thread::spawn(move || {
-            for line in lines.by_ref().filter(|line| wanted(line.number)) {
+            for line in lines.wanted(wanted) {
                 if sender.send(Ok(line)).is_err() {
                     return;
                 }

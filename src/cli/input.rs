@@ -228,46 +228,76 @@ struct Record {
     digest: Digest,
 }
 
-impl Iterator for Lines {
-    type Item = Line;
-
-    fn next(&mut self) -> Option<Line> {
+impl Lines {
+    /// The next record that is not blank.
+    fn next_record(&mut self) -> Option<Record> {
+        let csv = matches!(self.format, Format::Csv(_));
         loop {
-            let csv = matches!(self.format, Format::Csv(_));
-            let record = match self.record(csv) {
+            let mut record = match self.record(csv) {
                 Ok(record) => record?,
                 Err(error) => {
                     self.failed = Some(error);
                     return None;
                 }
             };
-            let Record {
-                line,
-                text,
-                length,
-                unclosed,
-                mut digest,
-            } = record;
-            let update = match (text, &mut self.format) {
-                _ if unclosed => Err(LineError::new(
-                    "a quoted cell of the row has no closing quote: the rest of the file belongs to it",
-                )),
-                (None, _) => Err(LineError::new(format!(
-                    "the line is {length} bytes long; at most {LONGEST_LINE} are read"
-                ))),
+            let text = record.text.as_deref().filter(|_| !record.unclosed);
+            match (text, &self.format) {
                 (Some(text), _) if text.trim_ascii().is_empty() => continue,
-                (Some(text), Format::Json) => json(&text, line),
-                (Some(text), Format::Csv(columns)) => {
-                    digest.add(&columns.digest.value().to_le_bytes());
-                    columns.update(text)
+                (Some(_), Format::Csv(columns)) => {
+                    // Under another header row it is another record.
+                    let header = columns.digest.value().to_le_bytes();
+                    record.digest.add(&header);
                 }
-            };
-            return Some(Line {
-                number: line,
-                digest: digest.value(),
-                update,
-            });
+                _ => {}
+            }
+            return Some(record);
         }
+    }
+
+    /// What a record asks for.
+    fn read(&mut self, record: Record) -> Line {
+        let Record {
+            line,
+            text,
+            length,
+            unclosed,
+            digest,
+        } = record;
+        let update = match (text, &mut self.format) {
+            _ if unclosed => Err(LineError::new(
+                "a quoted cell of the row has no closing quote: the rest of the file belongs to it",
+            )),
+            (None, _) => Err(LineError::new(format!(
+                "the line is {length} bytes long; at most {LONGEST_LINE} are read"
+            ))),
+            (Some(text), Format::Json) => json(&text, line),
+            (Some(text), Format::Csv(columns)) => columns.update(text),
+        };
+        Line {
+            number: line,
+            digest: digest.value(),
+            update,
+        }
+    }
+
+    /// The lines whose numbers are wanted; the others are not taken apart.
+    pub(crate) fn wanted(&mut self, wanted: impl Fn(u64) -> bool) -> impl Iterator<Item = Line> {
+        std::iter::from_fn(move || {
+            loop {
+                let record = self.next_record()?;
+                if wanted(record.line) {
+                    return Some(self.read(record));
+                }
+            }
+        })
+    }
+
+    /// The numbers and digests of all lines, none of which is taken apart.
+    pub(crate) fn digests(mut self) -> impl Iterator<Item = (u64, u64)> {
+        std::iter::from_fn(move || {
+            let record = self.next_record()?;
+            Some((record.line, record.digest.value()))
+        })
     }
 }
 
@@ -455,7 +485,9 @@ mod tests {
     }
 
     fn shown(lines: Lines) -> Vec<(u64, Result<String, String>)> {
+        let mut lines = lines;
         lines
+            .wanted(|_| true)
             .map(|line| {
                 let update = line
                     .update
@@ -588,9 +620,10 @@ mod tests {
     fn digests_tell_changes_apart() {
         let digest = |text: &str| {
             Lines::json(Box::new(io::Cursor::new(text.as_bytes().to_vec())))
+                .digests()
                 .next()
                 .unwrap()
-                .digest
+                .1
         };
         assert_eq!(digest("abc\n"), digest("abc\nother"));
         assert_eq!(digest("abc\r\n"), digest("abc"));
@@ -599,9 +632,10 @@ mod tests {
             let text = format!("conversationId,{header}\nc,1\n");
             Lines::csv(Box::new(io::Cursor::new(text.into_bytes())))
                 .unwrap()
+                .digests()
                 .next()
                 .unwrap()
-                .digest
+                .1
         };
         assert_ne!(row("a"), row("b"));
     }

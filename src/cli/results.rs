@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use genesys_attributes::BatchOutcome;
 use serde::Deserialize;
 
-use super::input::{Digest, Line};
+use super::input::{Digest, Lines};
 
 /// A growing set of line numbers, one bit each.
 #[derive(Default)]
@@ -104,13 +104,16 @@ impl Past {
 
     /// Holds the input against the past. Gives the first line of a block whose lines have changed,
     /// or as an error the last line of an input that is too short.
-    fn first_changed_block(&self, input: impl Iterator<Item = Line>) -> Result<Option<u64>, u64> {
+    fn first_changed_block(
+        &self,
+        input: impl Iterator<Item = (u64, u64)>,
+    ) -> Result<Option<u64>, u64> {
         let mut sums = Vec::new();
         let mut last = 0;
-        for line in input.take_while(|line| line.number <= self.last) {
-            last = line.number;
-            if self.seen.get(line.number) {
-                add(&mut sums, line.number, line.digest);
+        for (line, digest) in input.take_while(|(line, _)| *line <= self.last) {
+            last = line;
+            if self.seen.get(line) {
+                add(&mut sums, line, digest);
             }
         }
         if last < self.last {
@@ -246,13 +249,13 @@ impl Results {
 
     /// Refuses an input whose lines are not those of the past. `input` gives the lines anew on
     /// each call.
-    pub(crate) fn check<I: Iterator<Item = Line>>(
+    pub(crate) fn check(
         &mut self,
         past: &Past,
-        mut input: impl FnMut() -> Result<I, String>,
+        input: impl Fn() -> Result<Lines, String>,
     ) -> Result<(), String> {
         let shown = self.path.display().to_string();
-        let from = match past.first_changed_block(input()?) {
+        let from = match past.first_changed_block(input()?.digests()) {
             Ok(None) => return Ok(()),
             Err(last) => {
                 return Err(format!(
@@ -266,9 +269,9 @@ impl Results {
         let recorded = self.digests_of_block(from)?;
         let block = from..from + BLOCK;
         let mut present = HashSet::new();
-        for line in input()?.take_while(|line| line.number < block.end) {
-            if block.contains(&line.number) && past.seen.get(line.number) {
-                present.insert((line.number, line.digest));
+        for (line, digest) in input()?.digests().take_while(|(line, _)| *line < block.end) {
+            if block.contains(&line) && past.seen.get(line) {
+                present.insert((line, digest));
             }
         }
         let number = recorded
@@ -310,10 +313,14 @@ impl Results {
     pub(crate) fn reopen_after_failed(
         &mut self,
         past: &mut Past,
-        input: impl Iterator<Item = Line>,
+        mut input: Lines,
     ) -> Result<(), String> {
         let mut retried = HashSet::new();
-        for line in input.take_while(|line| line.number <= past.last) {
+        let last = past.last;
+        for line in input
+            .wanted(|_| true)
+            .take_while(|line| line.number <= last)
+        {
             let Ok(update) = &line.update else { continue };
             let mut conversation = Digest::new();
             conversation.add(update.target().conversation_id().as_bytes());
