@@ -2,32 +2,24 @@
 //!
 //! Absolute times drift with the machine, so what counts are ratios: both sides take turns in
 //! short rounds, each round gives one ratio, and the median of those is compared with the budget.
-//! A budget that is passed is printed, and fails nothing; wrong request counts do.
+//! A ratio above its budget is printed, and fails nothing; wrong request counts do. One whose lower
+//! quartile is within the budget is not called over: the first lines, bare against bare, show how
+//! much the machine's noise alone makes.
 //!
 //! `cargo bench --bench update` measures, `cargo bench --bench update -- --check` only proves in a
 //! few seconds that both sides do the same work.
 
 #[path = "../tests/support/server.rs"]
 mod server;
+#[path = "support/sides.rs"]
+mod sides;
 
-use std::error::Error;
 use std::process::{Command, ExitCode};
-use std::sync::Mutex;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use cpu_time::ThreadTime;
-use genesys_attributes::{Client, Credentials, RateLimit, Region, Timeouts, Update, rfc3339};
-use serde::Deserialize;
-use serde_json::json;
-use server::{Req, Resp, Server};
-
-type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
-
-/// Each side has a conversation of its own, so that neither moves the other's version.
-const LIBRARY: &str = "00000000-0000-4000-8000-000000000001";
-const BARE: &str = "00000000-0000-4000-8000-000000000002";
-/// As long as the library's own, so that both sides send the same number of bytes.
-const USER_AGENT: &str = concat!("genesys-attributes/", env!("CARGO_PKG_VERSION"));
+use server::Server;
+use sides::{Bare, Result, client, platform, update};
 
 fn main() -> ExitCode {
     // Cargo itself adds `--bench`.
@@ -111,11 +103,18 @@ fn run(effort: &Effort) -> Result<()> {
 
     let cold_client = client(&url, 0)?;
     let cold_bare = Bare::new(&url)?;
+    let other_bare = Bare::new(&url)?;
+    let by_other = || other_bare.patch(&other_bare.version()?).map(drop);
+    let by_bare = || cold_bare.patch(&cold_bare.version()?).map(drop);
+    let noise = compare(&server, effort, 2, by_other, by_bare)?;
+    report("noise: bare by bare, wall", &noise.wall, None);
+    report("noise: bare by bare, CPU", &noise.cpu, None);
+
     let cold_by_library = || cold_client.update(&update()).map(drop).map_err(Into::into);
     let cold_by_bare = || cold_bare.patch(&cold_bare.version()?).map(drop);
     let cold = compare(&server, effort, 2, cold_by_library, cold_by_bare)?;
     report("cold update, wall", &cold.wall, Some(1.05));
-    report("cold update, client CPU", &cold.cpu, Some(1.10));
+    report("cold update, client CPU", &cold.cpu, Some(1.07));
 
     let warm_client = client(&url, 16)?;
     warm_client.update(&update())?;
@@ -127,15 +126,8 @@ fn run(effort: &Effort) -> Result<()> {
         Ok(())
     };
     let warm = compare(&server, effort, 1, warm_by_library, warm_by_bare)?;
-    report("warm update, wall", &warm.wall, Some(1.05));
-    report("warm update, client CPU", &warm.cpu, Some(1.10));
-
-    let other_bare = Bare::new(&url)?;
-    let by_other = || other_bare.patch(&other_bare.version()?).map(drop);
-    let by_bare = || cold_bare.patch(&cold_bare.version()?).map(drop);
-    let noise = compare(&server, effort, 2, by_other, by_bare)?;
-    report("noise: bare by bare, wall", &noise.wall, None);
-    report("noise: bare by bare, CPU", &noise.cpu, None);
+    report("warm update, wall", &warm.wall, Some(1.03));
+    report("warm update, client CPU", &warm.cpu, Some(1.05));
 
     let start = starts(&server, effort)?;
     report("start to first update done", &start, Some(1.3));
@@ -147,166 +139,6 @@ fn run(effort: &Effort) -> Result<()> {
     )?;
     expect("handlers that panicked", server.panics(), 0)?;
     Ok(())
-}
-
-/// The stand-in for the platform: a version for each conversation, that every write must name.
-fn platform() -> Server {
-    let versions = [Mutex::new(1_000_000_u64), Mutex::new(1_000_000_u64)];
-    Server::start(move |req: &Req| {
-        if req.path == "/oauth/token" {
-            return Resp::json(
-                200,
-                r#"{"access_token":"an-access-token-of-the-usual-length-0123456789","token_type":"bearer","expires_in":86399}"#,
-            );
-        }
-        let id = if req.path.contains(LIBRARY) {
-            LIBRARY
-        } else {
-            BARE
-        };
-        let Ok(mut version) = versions[usize::from(id == BARE)].lock() else {
-            return Resp::empty(500);
-        };
-        if req.method == "PATCH" {
-            if req.header("if-match") != Some(format!("\"{version}\"").as_str()) {
-                return Resp::empty(412);
-            }
-            *version += 1;
-        }
-        Resp::json(
-            200,
-            format!(
-                r#"{{"id":"{id}","version":"{version}","state":"connected","startTime":"2025-01-01T00:00:00.000Z","attributes":{{"campaign.id":"12345","customer.tier":"premium","routing.score":85}}}}"#
-            ),
-        )
-    })
-}
-
-fn client(url: &str, cache: usize) -> Result<Client> {
-    let client = Client::builder(
-        Region::parse("us-east-1")?,
-        Credentials::new("client-id", "client-secret"),
-    )
-    .base_url(url)
-    .no_proxy()
-    .rate_limit(RateLimit::unlimited())
-    .version_cache(cache)
-    .user_agent(USER_AGENT)
-    .build()?;
-    Ok(client)
-}
-
-fn update() -> Update {
-    Update::conversation(LIBRARY)
-        .set("campaign.id", "12345")
-        .set("customer.tier", "premium")
-        .set("routing.score", 85)
-}
-
-/// What a program would write without the library: no retry, no validation, no lock on versions
-/// in memory, but the same agent, the same header fields and bodies, and no less of the answers
-/// read than it needs.
-struct Bare {
-    agent: ureq::Agent,
-    url: String,
-    authorization: String,
-}
-
-#[derive(Deserialize)]
-struct Grant {
-    access_token: String,
-}
-
-#[derive(Deserialize)]
-struct Conversation {
-    version: String,
-}
-
-impl Bare {
-    /// With a token, fetched.
-    fn new(url: &str) -> Result<Bare> {
-        let timeouts = Timeouts::default();
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .timeout_connect(Some(timeouts.connect))
-            .timeout_send_request(Some(timeouts.send))
-            .timeout_send_body(Some(timeouts.send))
-            .timeout_recv_response(Some(timeouts.response))
-            .timeout_recv_body(Some(timeouts.body))
-            .max_idle_connections(64)
-            .max_idle_connections_per_host(64)
-            .user_agent(USER_AGENT)
-            .accept_encoding(ureq::config::AutoHeaderValue::None)
-            .proxy(None)
-            .build();
-        let agent = ureq::Agent::new_with_config(config);
-        let response = agent
-            .post(format!("{url}/oauth/token"))
-            .header("Accept", "application/json")
-            // client-id:client-secret
-            .header("Authorization", "Basic Y2xpZW50LWlkOmNsaWVudC1zZWNyZXQ=")
-            .header("Content-Type", "application/x-www-form-urlencoded")
-            .send("grant_type=client_credentials")?;
-        let grant: Grant = json_of(response)?;
-        Ok(Bare {
-            agent,
-            url: url.to_owned(),
-            authorization: format!("Bearer {}", grant.access_token),
-        })
-    }
-
-    fn version(&self) -> Result<String> {
-        let response = self
-            .agent
-            .get(format!("{}/api/v2/conversations/{BARE}", self.url))
-            .header("Accept", "application/json")
-            .header("Authorization", &self.authorization)
-            .call()?;
-        Ok(json_of::<Conversation>(response)?.version)
-    }
-
-    fn patch(&self, version: &str) -> Result<String> {
-        let body = serde_json::to_vec(&json!({
-            "attributes": {
-                "campaign.id": "12345",
-                "customer.tier": "premium",
-                "routing.score": 85,
-            },
-            "metadata": {
-                "source": "external-integration",
-                "timestamp": rfc3339(SystemTime::now()),
-            },
-        }))?;
-        let response = self
-            .agent
-            .patch(format!(
-                "{}/api/v2/conversations/{BARE}/attributes",
-                self.url
-            ))
-            .header("Accept", "application/json")
-            .header("Authorization", &self.authorization)
-            .header("If-Match", format!("\"{version}\""))
-            .header("Content-Type", "application/json")
-            .send(&body[..])?;
-        Ok(json_of::<Conversation>(response)?.version)
-    }
-}
-
-fn json_of<T: serde::de::DeserializeOwned>(
-    mut response: ureq::http::Response<ureq::Body>,
-) -> Result<T> {
-    let status = response.status();
-    let body = response
-        .body_mut()
-        .with_config()
-        .limit(1 << 20)
-        .read_to_vec()?;
-    if !status.is_success() {
-        return Err(format!("the server answered {status}").into());
-    }
-    Ok(serde_json::from_slice(&body)?)
 }
 
 /// What one side spent in each round, per update.
@@ -420,12 +252,12 @@ fn report(name: &str, series: &Series, budget: Option<f64>) {
         .zip(&series.bare)
         .map(|(library, bare)| library / bare)
         .collect();
-    let ratio = at(&mut ratios, 0.5);
-    let spread = format!(
-        "{ratio:.3} ({:.2}-{:.2})",
+    let (low, ratio, high) = (
         at(&mut ratios, 0.25),
-        at(&mut ratios, 0.75)
+        at(&mut ratios, 0.5),
+        at(&mut ratios, 0.75),
     );
+    let spread = format!("{ratio:.3} ({low:.2}-{high:.2})");
     let micros = |values: &[f64]| at(&mut values.to_vec(), 0.5) * 1e6;
     print!(
         "{name:<30} {:>8.1} µs {:>8.1} µs   {spread:<19}",
@@ -433,11 +265,18 @@ fn report(name: &str, series: &Series, budget: Option<f64>) {
         micros(&series.bare)
     );
     match budget {
-        Some(budget) => println!(
-            " {budget:>6.2} {}",
-            if ratio <= budget { "PASS" } else { "OVER" }
-        ),
+        Some(budget) => println!(" {budget:>6.2} {}", verdict(ratio, low, budget)),
         None => println!(),
+    }
+}
+
+fn verdict(ratio: f64, low: f64, budget: f64) -> &'static str {
+    if ratio <= budget {
+        "PASS"
+    } else if low <= budget {
+        "within its spread"
+    } else {
+        "OVER"
     }
 }
 

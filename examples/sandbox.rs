@@ -6,10 +6,12 @@
 
 #[path = "../tests/support/sandbox.rs"]
 mod sandbox;
+#[path = "../tests/support/server.rs"]
+mod server;
 
 use lexopt::prelude::*;
-use sandbox::{Action, CLIENT_ID, CLIENT_SECRET, Recurring, Sandbox, Scripted};
-use serde_json::json;
+use sandbox::{Action, CLIENT_ID, CLIENT_SECRET, Fault, Sandbox};
+use serde_json::Value;
 
 const HELP: &str = "\
 A stand-in for the platform on a port of this machine.
@@ -29,45 +31,28 @@ Usage: cargo run --example sandbox -- [OPTIONS]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut port = 8080;
     let mut conversations: Vec<String> = Vec::new();
-    let mut recurring = Vec::new();
+    let mut faults: Vec<Fault> = Vec::new();
     let mut rate = None;
     let mut token_lifetime = 86_400;
     let mut args = lexopt::Parser::from_env();
-    let every = |args: &mut lexopt::Parser, scripted| -> Result<Recurring, lexopt::Error> {
-        Ok(Recurring {
-            every: args.value()?.parse()?,
-            scripted,
-            matched: 0,
-        })
-    };
     while let Some(arg) = args.next()? {
         match arg {
             Long("port") => port = args.value()?.parse()?,
             Long("conversation") => conversations.push(args.value()?.string()?),
-            Long("conflict-every") => recurring.push(every(
-                &mut args,
-                Scripted::on_write(Action::Interfere {
-                    key: "other.writer".into(),
-                    value: json!("was here"),
-                }),
-            )?),
-            Long("throttle-every") => {
-                let mut throttled = every(
-                    &mut args,
-                    Scripted::any(Action::RateLimited {
-                        retry_after: Some("1".into()),
-                    }),
-                )?;
-                throttled.scripted.path_contains = Some("/api/".into());
-                recurring.push(throttled);
+            Long("conflict-every") => {
+                let (key, value) = ("other.writer".into(), "was here".into());
+                let other = Fault::on_write(Action::Interfere { key, value });
+                faults.push(other.every(args.value()?.parse()?));
             }
-            Long("fail-every") => recurring.push(every(
-                &mut args,
-                Scripted::on_write(Action::ApplyThenStatus {
-                    status: 503,
-                    body: serde_json::Value::Null,
-                }),
-            )?),
+            Long("throttle-every") => {
+                let throttled = Fault::on_api(Action::rate_limited(1));
+                faults.push(throttled.every(args.value()?.parse()?));
+            }
+            Long("fail-every") => {
+                let (status, body) = (503, Value::Null);
+                let failing = Fault::on_write(Action::ApplyThenStatus { status, body });
+                faults.push(failing.every(args.value()?.parse()?));
+            }
             Long("rate") => rate = Some(args.value()?.parse()?),
             Long("token-lifetime") => token_lifetime = args.value()?.parse()?,
             Short('h') | Long("help") => {
@@ -78,20 +63,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
 
-    // Tried first, since the stand-in could only panic.
-    if let Err(error) = std::net::TcpListener::bind(("127.0.0.1", port)) {
-        return Err(format!("port {port} cannot be used ({error}): give another by --port").into());
-    }
-    let sandbox = Sandbox::start_on(port);
+    let sandbox = Sandbox::start_on(port)
+        .map_err(|error| format!("port {port} cannot be used ({error}): give another by --port"))?;
     sandbox.world(|world| {
         world.auto_create = conversations.is_empty();
         for id in &conversations {
             world.add(id);
         }
-        world.recurring = recurring;
+        for fault in faults {
+            world.script(fault);
+        }
         world.rate_limit_per_minute = rate;
         world.token_lifetime = token_lifetime;
-        world.record_requests = false;
+        world.keep_log = false;
     });
     println!(
         "The sandbox is listening. In another terminal:\n\n\

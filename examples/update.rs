@@ -7,52 +7,35 @@
 
 #[path = "../tests/support/sandbox.rs"]
 mod sandbox;
+#[path = "../tests/support/server.rs"]
+mod server;
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use genesys_attributes::audit::AuditRecord;
+use genesys_attributes::clock::rfc3339;
 use genesys_attributes::{
-    Client, ClientBuilder, Credentials, Error, ErrorKind, JsonLines, RateLimit, Region, Target,
-    Update, UpdateEvent, rfc3339,
+    Client, ClientBuilder, Credentials, Error, ErrorKind, RateLimit, Region, Target, Update,
 };
-use sandbox::{Action, CLIENT_ID, CLIENT_SECRET, Sandbox, Scripted};
+use log::{error, info};
+use sandbox::{Action, CLIENT_ID, CLIENT_SECRET, Fault, Sandbox};
 use serde_json::json;
 
-/// What the update leaves behind, kept to be printed in its turn.
-#[derive(Clone, Default)]
-struct Traces {
-    event: Arc<Mutex<Option<UpdateEvent>>>,
-    audit: Lines,
-}
-
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut lines = self.0.lock().map_err(|_| io::Error::other("poisoned"))?;
-        lines.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
-        .format_timestamp(None)
+    // The library warns of conflicts and rate limits through `log`, too.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+        .target(env_logger::Target::Stdout)
+        .format(|out, record| writeln!(out, "{:5} {}", record.level(), record.args()))
         .init();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("[FAILURE] {error}");
-            let mut cause = std::error::Error::source(&error);
+        Err(failure) => {
+            error!("[FAILURE] {failure}");
+            let mut cause = std::error::Error::source(&failure);
             while let Some(error) = cause {
-                eprintln!("  because: {error}");
+                error!("  because: {error}");
                 cause = error.source();
             }
             ExitCode::FAILURE
@@ -66,67 +49,73 @@ fn run() -> Result<(), Error> {
     });
     let conversation = std::env::var("TARGET_CONVERSATION_ID")
         .unwrap_or_else(|_| "00000000-0000-0000-0000-000000000000".to_owned());
-    let traces = Traces::default();
 
     if credentials_given {
-        let client = with_hooks(ClientBuilder::from_env()?, &traces).build()?;
-        return main_job(&client, &conversation, &traces);
+        let client = with_hooks(ClientBuilder::from_env()?).build()?;
+        return main_job(&client, &conversation);
     }
 
     let sandbox = Sandbox::start();
-    sandbox.world(|world| {
-        world.add(&conversation);
-    });
     println!(
         "No credentials in the environment: using an embedded sandbox at {}\n",
         sandbox.url()
     );
+    sandbox.world(|world| {
+        world.add(&conversation);
+        // Another writer gets in between the read and the write, and then the platform is busy.
+        let (key, value) = ("agent.note".into(), json!("written by somebody else"));
+        world.script(Fault::on_write(Action::Interfere { key, value }));
+        world.script(Fault::on_write(Action::rate_limited(1)));
+    });
     let builder = Client::builder(
         Region::parse("us-east-1")?,
         Credentials::new(CLIENT_ID, CLIENT_SECRET),
     )
     .base_url(sandbox.url())
     .rate_limit(RateLimit::unlimited());
-    let client = with_hooks(builder, &traces).build()?;
-    main_job(&client, &conversation, &traces)?;
+    let client = with_hooks(builder).build()?;
+    main_job(&client, &conversation)?;
     beyond_the_main_job(&client, &sandbox, &conversation)
 }
 
-fn with_hooks(builder: ClientBuilder, traces: &Traces) -> ClientBuilder {
-    let received = traces.event.clone();
+fn with_hooks(builder: ClientBuilder) -> ClientBuilder {
     builder
-        .audit(JsonLines::new(traces.audit.clone()))
-        .on_update(move |event| {
-            if let Ok(mut slot) = received.lock() {
-                slot.get_or_insert_with(|| event.clone());
-            }
+        .audit(|record: &AuditRecord<'_>| {
+            info!("[AUDIT] {}", serde_json::to_string(record)?);
+            Ok(())
         })
+        .on_update(|event| info!("[WEBHOOK] {}", event.webhook_payload()))
 }
 
-/// The brief's four attributes, and what the update leaves behind.
-fn main_job(client: &Client, conversation: &str, traces: &Traces) -> Result<(), Error> {
+/// Four attributes of each kind of value, and what the update leaves behind.
+fn main_job(client: &Client, conversation: &str) -> Result<(), Error> {
+    let downstream = client.subscribe(100);
     let update = Update::conversation(conversation)
         .set("campaign.id", "12345")
         .set("customer.tier", "premium")
         .set("routing.score", 85)
         .set("last.updated", rfc3339(SystemTime::now()));
 
-    println!("[INIT] updating conversation {conversation}");
+    info!("[INIT] updating conversation {conversation}");
     let receipt = client.update(&update)?;
-    println!("[RECEIPT]\n{}", pretty(&receipt));
-
-    if let Ok(event) = traces.event.lock()
-        && let Some(event) = event.as_ref()
-    {
-        println!("\n[EVENT] as a hook received it\n{}", pretty(event));
-        println!("\n[WEBHOOK_PAYLOAD]\n{:#}", event.webhook_payload());
+    info!(
+        "[SUCCESS] {} as version {} on top of {}, after {} writes and {} requests in {:?}",
+        receipt.outcome,
+        receipt.version.as_deref().unwrap_or("?"),
+        receipt.previous_version.as_deref().unwrap_or("?"),
+        receipt.attempts,
+        receipt.requests,
+        receipt.latency,
+    );
+    info!("[METRICS] {}", client.metrics().to_json());
+    if let Some(event) = downstream.recv_timeout(Duration::from_secs(1)) {
+        info!(
+            "[DOWNSTREAM] event {} sets {:?}",
+            event.sequence,
+            event.updated_keys()
+        );
     }
-    println!("\n[AUDIT]");
-    if let Ok(lines) = traces.audit.0.lock() {
-        print!("{}", String::from_utf8_lossy(&lines));
-    }
-    println!("\n[METRICS]\n{:#}", client.metrics().to_json());
-    Ok(())
+    client.flush(Duration::from_secs(1))
 }
 
 /// What the sandbox can show on demand, and a live platform only by chance.
@@ -135,38 +124,11 @@ fn beyond_the_main_job(
     sandbox: &Sandbox,
     conversation: &str,
 ) -> Result<(), Error> {
-    println!("\n--- Another writer gets in between: 412, settled");
-    sandbox.world(|world| {
-        world.script(Scripted::on_write(Action::Interfere {
-            key: "agent.note".into(),
-            value: json!("written by somebody else"),
-        }));
-    });
-    let receipt = client.update(&Update::conversation(conversation).set("routing.score", 90))?;
-    println!(
-        "applied as version {} on top of {}, after {} writes and {} requests",
-        receipt.version.as_deref().unwrap_or("?"),
-        receipt.previous_version.as_deref().unwrap_or("?"),
-        receipt.attempts,
-        receipt.requests
-    );
-    let both = client.read(&Target::conversation(conversation))?.attributes;
-    println!(
-        "both writes are there: routing.score = {}, agent.note = {}",
-        both["routing.score"], both["agent.note"]
-    );
-
-    println!("\n--- 429 with Retry-After: 1, waited out");
-    sandbox.world(|world| {
-        world.script(Scripted::on_write(Action::RateLimited {
-            retry_after: Some("1".into()),
-        }));
-    });
-    let receipt = client.update(&Update::conversation(conversation).set("routing.score", 91))?;
-    println!(
-        "applied after {} writes; the update took {:?}",
-        receipt.attempts, receipt.latency
-    );
+    println!("\n--- The other writer's attribute is still there");
+    let both = client.read(&Target::conversation(conversation))?;
+    let score: Option<u32> = both.get("routing.score")?;
+    let note: Option<String> = both.get("agent.note")?;
+    println!("routing.score is {score:?}, agent.note is {note:?}");
 
     println!("\n--- Four violations at once: all reported, nothing sent");
     sandbox.clear_requests();
@@ -195,13 +157,9 @@ fn beyond_the_main_job(
     let snapshot = client.read(&Target::participant(conversation, "customer"))?;
     println!(
         "the customer is participant {}; after {} requests it holds {}",
-        receipt.item.as_deref().unwrap_or("?"),
+        receipt.resource_id.as_deref().unwrap_or("?"),
         receipt.requests,
         serde_json::Value::from(snapshot.attributes)
     );
     Ok(())
-}
-
-fn pretty(value: &impl serde::Serialize) -> String {
-    serde_json::to_string_pretty(value).unwrap_or_else(|e| e.to_string())
 }

@@ -1,18 +1,23 @@
-//! Access tokens: fetched by client credentials or given, kept until shortly before they end,
+//! Access tokens: fetched by client credentials or given, kept until shortly before they end, and
 //! replaced when the platform refuses them, by one thread at a time.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::call::{Caller, Purpose, says_throttled};
-use crate::clock::{Cancel, lock, wait};
-use crate::error::{Error, ErrorKind, Result, one_line, shortened};
+use crate::base64;
+use crate::clock::sleep_unless;
+use crate::error::{Error, ErrorKind, Result, clip, one_line};
+use crate::exchange::{Call, Purpose, Reply, Stop, Wire, is_throttled_login};
 use crate::http::{Method, Request, Response};
-use crate::problem;
+use crate::retry::Patience;
 use crate::secret::Secret;
+#[cfg(test)]
+use crate::simulation::mistake::{Mistake, planted};
+use crate::sync::{Cancel, lock, wait};
 
 /// How the client proves who it is.
 ///
@@ -59,9 +64,10 @@ impl Credentials {
         };
         let problem = match &self.0 {
             // RFC 7617: the secret would begin there.
-            Kind::Client { id, .. } if id.contains(':') => {
-                Some(Error::config("client id", "holds a colon"))
-            }
+            Kind::Client { id, .. } if id.contains(':') => Some(Error::config(
+                "client id",
+                "holds a colon: give the id alone, without the secret",
+            )),
             Kind::Client { id, secret } => problem("client id", id, "the OAuth client's id")
                 .or_else(|| {
                     problem(
@@ -99,12 +105,25 @@ pub(crate) struct Token {
     /// `None` for a given token, whose end is not known.
     pub(crate) expires: Option<Instant>,
     refresh_at: Option<Instant>,
+    /// The platform took it at least once.
+    proven: AtomicBool,
+}
+
+impl Token {
+    /// The platform took it.
+    pub(crate) fn accepted(&self) {
+        if !self.proven.load(Ordering::Relaxed) {
+            self.proven.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// How long a failed login is not tried again, so that many threads do not try it one by one.
 const HOLD_OFF: Duration = Duration::from_secs(5);
+/// The longest that a refresh takes while the old token is still good.
+const MAX_EARLY: Duration = Duration::from_secs(2);
 /// The platform's longest token life.
-const LONGEST_LIFE: u64 = 172_800;
+const MAX_LIFE: u64 = 172_800;
 /// Used when the answer does not say it in a number: the platform's shortest.
 const DEFAULT_LIFE: u64 = 300;
 
@@ -112,7 +131,7 @@ const DEFAULT_LIFE: u64 = 300;
 pub(crate) struct TokenSource {
     credentials: Credentials,
     login_url: String,
-    caller: Caller,
+    wire: Wire,
     state: Mutex<State>,
     refreshed: Condvar,
 }
@@ -126,36 +145,39 @@ struct State {
     failed: Option<(Error, Instant)>,
     /// An early refresh failed: until when no other is tried.
     early_after: Option<Instant>,
+    /// How many new tokens in a row were refused at once.
+    refused_in_a_row: u32,
 }
 
-/// Ends a refresh, also when the transport panics: nobody may wait for ever.
+/// Ends a refresh, also when the transport panics: no caller may wait for ever.
 struct Refreshing<'a> {
     source: &'a TokenSource,
     /// The old token was still good.
     early: bool,
+    /// There was less time than a login may take: its failure says nothing about the next one.
+    hurried: bool,
     outcome: Option<Result<Arc<Token>>>,
 }
 
 impl Drop for Refreshing<'_> {
     fn drop(&mut self) {
+        let until = self.source.wire.clock.now() + HOLD_OFF;
         let mut state = lock(&self.source.state);
         state.refreshing = false;
         match self.outcome.take() {
             Some(Ok(token)) => {
+                let was_good = |old: &Arc<Token>| old.proven.load(Ordering::Relaxed);
+                if state.token.as_ref().is_some_and(was_good) {
+                    state.refused_in_a_row = 0;
+                }
                 state.token = Some(token);
                 state.failed = None;
             }
-            Some(Err(error)) if error.kind() == ErrorKind::Cancelled => {
-                // One caller's cancellation is nobody else's error.
-            }
-            Some(Err(error)) => {
-                let until = self.source.caller.clock.now() + HOLD_OFF;
-                if self.early {
-                    state.early_after = Some(until);
-                } else {
-                    state.failed = Some((error, until));
-                }
-            }
+            // One caller's cancellation is no error of another.
+            Some(Err(error)) if error.kind() == ErrorKind::Cancelled => {}
+            Some(Err(_)) if self.early => state.early_after = Some(until),
+            Some(Err(error)) if self.hurried && error.kind() == ErrorKind::Timeout => {}
+            Some(Err(error)) => state.failed = Some((error, until)),
             None => {}
         }
         self.source.refreshed.notify_all();
@@ -163,134 +185,248 @@ impl Drop for Refreshing<'_> {
 }
 
 impl TokenSource {
-    pub(crate) fn new(credentials: Credentials, login_url: String, caller: Caller) -> TokenSource {
+    pub(crate) fn new(credentials: Credentials, login_url: String, wire: Wire) -> TokenSource {
         TokenSource {
             credentials,
             login_url,
-            caller,
+            wire,
             state: Mutex::default(),
             refreshed: Condvar::new(),
         }
     }
 
-    /// Whether a refused token can be replaced.
-    pub(crate) fn can_renew(&self) -> bool {
-        matches!(self.credentials.0, Kind::Client { .. })
+    /// Whether a login of this client ever succeeded.
+    pub(crate) fn has_logged_in(&self) -> bool {
+        lock(&self.state).generation > 0
     }
 
-    /// The current token. Who finds it near its end replaces it; everybody else goes on with it
-    /// meanwhile. Without a usable one, all wait for the one login.
-    pub(crate) fn token(&self, cancel: Option<&Cancel>) -> Result<Arc<Token>> {
+    /// The current token, and the time then. Who finds it near its end replaces it; everybody else
+    /// goes on with it meanwhile. Without a usable one, all wait for the one login, and after one
+    /// that failed for the next, within the deadline of the call.
+    pub(crate) fn token(
+        &self,
+        call: &mut Call<'_>,
+        mut now: Instant,
+    ) -> Result<(Arc<Token>, Instant), Stop> {
+        // A clock that is moved by hand does not wake a condition variable.
+        const LOOK_UP: Duration = Duration::from_secs(1);
+
+        let clock = self.wire.clock.as_ref();
         let mut state = lock(&self.state);
         loop {
-            let now = self.caller.clock.now();
             let current = state
                 .token
-                .clone()
+                .as_ref()
                 .filter(|token| token.expires.is_none_or(|end| now < end));
-            let held_off = state.failed.as_ref().filter(|(_, until)| now < *until);
-            match (current, held_off) {
-                (Some(token), held_off) => {
-                    let due = token.refresh_at.is_some_and(|at| now >= at);
-                    let waits = held_off.is_some() || state.early_after.is_some_and(|at| now < at);
-                    if !due || state.refreshing || waits || self.caller.is_paused() {
-                        return Ok(token);
+            if let Some(token) = current {
+                let token = token.clone();
+                let due = token.refresh_at.is_some_and(|at| now >= at);
+                let held_off = state.early_after.is_some_and(|at| now < at);
+                if !due || state.refreshing || held_off || self.wire.is_paused(now) {
+                    return Ok((token, now));
+                }
+                state.refreshing = true;
+                drop(state);
+                // The old one is still good when the new one cannot be had: one attempt, over well
+                // before it ends.
+                let left = token
+                    .expires
+                    .map(|end| end.saturating_duration_since(now) / 2);
+                let limit = left.unwrap_or(MAX_EARLY).min(MAX_EARLY);
+                let begun = now;
+                let refreshed = self.refresh(call, limit, true);
+                now = clock.now();
+                // It costs time, and not the update's success.
+                call.budget.extend(now.saturating_duration_since(begun));
+                match refreshed {
+                    Ok(token) => return Ok((token, now)),
+                    Err(error) if error.kind() == ErrorKind::Cancelled => {
+                        return Err(Stop::Cancelled(error));
                     }
-                    state.refreshing = true;
-                    drop(state);
-                    // The old one is still good when the new one cannot be had: one attempt, over
-                    // well before it ends.
-                    let left = token
-                        .expires
-                        .map(|end| end.saturating_duration_since(now) / 2);
-                    return Ok(self.refresh(left, cancel).unwrap_or(token));
+                    // The old one will do, unless the platform refused it meanwhile.
+                    Err(_) => state = lock(&self.state),
                 }
-                (None, Some((error, _))) => return Err(error.clone()),
-                (None, None) if state.refreshing => {
-                    state = wait(&self.refreshed, state, cancel);
-                    Cancel::check(cancel)?;
-                }
-                (None, None) => {
-                    state.refreshing = true;
-                    state.failed = None;
-                    drop(state);
-                    return self.refresh(None, cancel);
-                }
+                continue;
             }
+            let rest = call.budget.rest(now);
+            let refreshing = state.refreshing;
+            #[cfg(test)]
+            let refreshing = refreshing && !planted(Mistake::LoginNotShared);
+            if let Some((error, until)) = &state.failed
+                && now < *until
+            {
+                let wait = until.saturating_duration_since(now);
+                // Refused credentials stay refused, and a batch waits as a whole.
+                let final_now =
+                    error.kind() == ErrorKind::Auth || call.budget.patience == Patience::Batch;
+                if final_now || wait >= rest {
+                    return Err(Stop::Login(error.clone()));
+                }
+                drop(state);
+                sleep_unless(clock, wait, call.cancel).map_err(Stop::Cancelled)?;
+                state = lock(&self.state);
+            } else if rest.is_zero() && refreshing {
+                return Err(Stop::OutOfTime(login_error(Error::new(
+                    ErrorKind::Timeout,
+                    "it was not done when the deadline passed: try again later",
+                ))));
+            } else if refreshing {
+                state = wait(&self.refreshed, state, Some(rest.min(LOOK_UP)), call.cancel);
+                Cancel::check(call.cancel).map_err(Stop::Cancelled)?;
+            } else if rest.is_zero() {
+                let error = self.wire.too_late();
+                // Where none failed, no caller is to wait for the next one.
+                let held_off = state.failed.is_some();
+                return Err(Stop::OutOfTime(if held_off {
+                    login_error(error)
+                } else {
+                    error
+                }));
+            } else {
+                state.refreshing = true;
+                state.failed = None;
+                drop(state);
+                let token = self.refresh(call, rest, false).map_err(|error| {
+                    if error.kind() == ErrorKind::Cancelled {
+                        Stop::Cancelled(error)
+                    } else {
+                        Stop::Login(error)
+                    }
+                })?;
+                return Ok((token, clock.now()));
+            }
+            now = clock.now();
         }
     }
 
-    /// The platform refused this token: it is not handed out again. A newer one stays.
-    pub(crate) fn invalidate(&self, token: &Token) {
+    /// The platform refused this token: it is not handed out again; a newer one stays. `false` when
+    /// there is no use in another login: the token was given, or the tokens of two logins were
+    /// refused at once.
+    pub(crate) fn refused(&self, token: &Token) -> bool {
+        if let Kind::Token(_) = self.credentials.0 {
+            return false;
+        }
+        let now = self.wire.clock.now();
         let mut state = lock(&self.state);
-        if state
+        let is_current = state
             .token
             .as_ref()
-            .is_some_and(|current| current.generation == token.generation)
-        {
+            .is_some_and(|current| current.generation == token.generation);
+        if is_current {
             state.token = None;
+            if token.proven.load(Ordering::Relaxed) {
+                state.refused_in_a_row = 0;
+            } else {
+                state.refused_in_a_row += 1;
+            }
+            if state.refused_in_a_row > 1 {
+                state.failed = Some((
+                    login_error(Error::new(
+                        ErrorKind::Auth,
+                        "the platform refuses the tokens that it issues: check that the login URL \
+                         and the API belong to one region, and that the OAuth client is active",
+                    ))
+                    .with_http_status(401),
+                    now + HOLD_OFF,
+                ));
+                return false;
+            }
         }
+        true
     }
 
-    /// Logs in, in the name of everybody; within `limit` where there is no need for it yet.
-    fn refresh(&self, limit: Option<Duration>, cancel: Option<&Cancel>) -> Result<Arc<Token>> {
+    /// Logs in, in the name of everybody, within `limit`; `early` while there is no need for it
+    /// yet.
+    fn refresh(&self, call: &Call<'_>, limit: Duration, early: bool) -> Result<Arc<Token>> {
         let mut refreshing = Refreshing {
             source: self,
-            early: limit.is_some(),
+            early,
+            hurried: limit < self.wire.longest_request,
             outcome: None,
         };
-        let outcome = self.login(limit, cancel);
+        let outcome = self.login(call, limit, early);
         refreshing.outcome = Some(outcome.clone());
         outcome
     }
 
-    fn login(&self, limit: Option<Duration>, cancel: Option<&Cancel>) -> Result<Arc<Token>> {
+    fn login(&self, of: &Call<'_>, limit: Duration, early: bool) -> Result<Arc<Token>> {
         let (id, secret) = match &self.credentials.0 {
             Kind::Token(token) => return Ok(self.issued(token.expose(), None)),
             Kind::Client { id, secret } => (id, secret),
         };
         let mut request = Request::new(Method::Post, format!("{}/oauth/token", self.login_url));
-        let basic = base64(format!("{id}:{}", secret.expose()).as_bytes());
+        let basic = base64::encode(format!("{id}:{}", secret.expose()).as_bytes());
         request.authorization = Some(Arc::new(Secret::new(format!("Basic {basic}"))));
         request.content_type = "application/x-www-form-urlencoded";
         request.body = Some(b"grant_type=client_credentials".to_vec());
 
-        let begun = self.caller.clock.now();
-        let mut policy = self.caller.policy;
-        if let Some(limit) = limit {
-            (policy.max_attempts, policy.deadline) = (1, limit);
+        let mut policy = self.wire.policy;
+        policy.deadline = policy.deadline.min(limit);
+        #[cfg(test)]
+        if planted(Mistake::LoginBeyondDeadline) {
+            policy.deadline = self.wire.policy.deadline;
         }
-        let mut call = self.caller.begin_with(policy, cancel);
-        call.begin_request(Purpose::Token);
-        let response = self.caller.send(&mut call, &mut request, Purpose::Token)?;
+        let (max_attempts, patience) = if early {
+            (1, Patience::Deadline)
+        } else {
+            (policy.max_attempts, of.budget.patience)
+        };
+        let mut call = self.wire.begin(policy, patience, "login", of.cancel);
+        // Its deadline is the rest of the update's, which runs: a pause of the login endpoint counts.
+        call.budget.start(self.wire.clock.now());
+        let granted = self.wire.until_settled(&mut call, max_attempts, |call| {
+            let sent = |_: &mut Request, _: &mut Call<'_>, now| Ok(now);
+            let reply = self.wire.send(call, &mut request, Purpose::Login, sent)?;
+            Ok(Reply {
+                result: reply.result.and_then(|response| self.granted(&response)),
+                class: reply.class,
+            })
+        });
+        let (token, life) = granted.map_err(|error| {
+            if error.kind() == ErrorKind::Cancelled {
+                error
+            } else {
+                login_error(error)
+            }
+        })?;
+        self.wire.counters.token_refreshes.increment();
+        // Counted from before the request: the safe side.
+        let from = call.sent.unwrap_or_else(|| self.wire.clock.now());
+        Ok(self.issued(&token, Some((from, life))))
+    }
+
+    /// The token in an answer of the login endpoint, and its life.
+    fn granted(&self, response: &Response) -> Result<(String, Duration)> {
         if !response.is_success() {
-            return Err(self.refused(&response));
+            return Err(self.problem(response));
         }
-        let unusable = |why: &str| {
+        // What answers like this is not the login endpoint, or not itself today: nothing that the
+        // caller of an update could correct.
+        let strange = |why: String| {
             Error::new(
-                ErrorKind::Protocol,
-                format!("the token endpoint's answer cannot be used: {why}"),
+                ErrorKind::Server,
+                format!(
+                    "the answer of the login endpoint cannot be used: {why}: check the region or \
+                     login URL, or try again later"
+                ),
             )
             .with_http_status(response.status)
         };
-        let grant = response.object().map_err(|why| unusable(&why))?;
+        let grant = response
+            .object()
+            .map_err(|unreadable| strange(unreadable.into_error("not a token").to_string()))?;
         let token = grant
             .get("access_token")
             .and_then(Value::as_str)
             .filter(|token| is_header_text(token))
-            .ok_or_else(|| unusable("its access_token is not one"))?;
-        self.caller.counters.token_refreshes.increment();
+            .ok_or_else(|| strange("it has no access_token of visible ASCII characters".into()))?;
         let life = match grant.get("expires_in").and_then(Value::as_f64) {
             None => DEFAULT_LIFE,
-            Some(seconds) if seconds >= 1.0 => (seconds as u64).min(LONGEST_LIFE),
+            Some(seconds) if seconds >= 1.0 => (seconds as u64).min(MAX_LIFE),
             // A life of nothing would mean a login for every request.
             Some(_) => 1,
         };
-        Ok(self.issued(
-            token,
-            // Counted from before the request: the safe side.
-            Some((call.sent.unwrap_or(begun), Duration::from_secs(life))),
-        ))
+        Ok((token.to_owned(), Duration::from_secs(life)))
     }
 
     fn issued(&self, token: &str, life: Option<(Instant, Duration)>) -> Arc<Token> {
@@ -304,31 +440,34 @@ impl TokenSource {
                 let margin = (life / 10).min(Duration::from_secs(60));
                 from + (life - margin)
             }),
+            proven: AtomicBool::new(false),
         })
     }
 
     /// The token endpoint's error answers have a shape of their own (RFC 6749 §5.2, and the
     /// platform's `description` beside it).
-    fn refused(&self, response: &Response) -> Error {
+    fn problem(&self, response: &Response) -> Error {
         let body = response.object().unwrap_or_default();
         let text = |name| body.get(name).and_then(Value::as_str);
         let code = text("error").unwrap_or_default();
-        let told = text("error_description")
+        let description = text("error_description")
             .or_else(|| text("description"))
             .unwrap_or_default();
-        let throttled =
-            response.status == 429 || response.status == 400 && says_throttled(response);
-        let (kind, advice) = match response.status {
+        let status = response.status;
+        let throttled = status == 429 || status == 400 && is_throttled_login(response);
+        let (kind, advice) = match status {
             _ if throttled => (
                 ErrorKind::RateLimited,
-                "the token endpoint limits logins: share one client between threads and wait",
+                "logins are limited: share one client between threads, and try again later",
             ),
             _ if code == "invalid_client" => (
                 ErrorKind::Auth,
                 "check the client id, the client secret and the region",
             ),
-            status @ (408 | 300..=399 | 404 | 410 | 500..) => (
-                problem::kind_of(status),
+            408 => (ErrorKind::Timeout, "try again later"),
+            // Only the login endpoint itself refuses credentials.
+            ..=399 | 404 | 405 | 410 | 500.. => (
+                ErrorKind::Server,
                 "check the region or login URL, or try again later",
             ),
             _ => (
@@ -339,47 +478,32 @@ impl TokenSource {
         Error::new(
             kind,
             format!(
-                "login failed: the token endpoint answered {}{}{}: {advice}",
-                response.status,
+                "the login endpoint answered {status}{}{}: {advice}",
                 prefixed(" ", code),
-                prefixed(": ", told),
+                prefixed(": ", description),
             ),
         )
-        .with_http_status(response.status)
-        .with_code(text("error").map(|code| one_line(&shortened(code, 100))))
+        .with_http_status(status)
+        .with_code(text("error").map(|code| one_line(&clip(code, 100))))
         .with_correlation_id(response.correlation_id().map(str::to_owned))
-        .with_retry_after(self.caller.retry_after(response).filter(|_| throttled))
+        .with_retry_after(self.wire.retry_after(response).filter(|_| throttled))
     }
+}
+
+/// Says that it was logging in that failed.
+fn login_error(error: Error) -> Error {
+    error.within("login failed").with_login()
 }
 
 /// Foreign text behind a separator, or nothing where there is none.
 fn prefixed(separator: &str, text: &str) -> String {
     match text.trim() {
         "" => String::new(),
-        text => format!("{separator}{}", shortened(text, 300)),
+        text => format!("{separator}{}", clip(text, 300)),
     }
 }
 
 /// Text that fits into a header field after its scheme: visible ASCII.
 fn is_header_text(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic())
-}
-
-/// RFC 4648 §4.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let at = |i: usize| u32::from(chunk.get(i).copied().unwrap_or(0));
-        let group = at(0) << 16 | at(1) << 8 | at(2);
-        for i in 0..4 {
-            if i <= chunk.len() {
-                let index = group >> (18 - 6 * i) & 63;
-                out.push(char::from(ALPHABET[index as usize]));
-            } else {
-                out.push('=');
-            }
-        }
-    }
-    out
 }

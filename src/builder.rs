@@ -4,22 +4,28 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crate::api::Api;
+use crate::address::base_url;
+use crate::attributes::ValidationLimits;
 use crate::audit::{AuditMode, AuditSink};
 use crate::auth::{Credentials, TokenSource};
-use crate::call::{Caller, Seeds};
-use crate::client::{Audit, Client, EndedPolicy, Inner};
+use crate::cache::Cache;
+use crate::client::Client;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Hook, Listeners, UpdateEvent};
-use crate::http::{ProxyChoice, Timeouts, Transport, TransportOptions, UreqTransport, base_url};
+use crate::exchange::Wire;
+use crate::http::{Timeouts, Transport};
+use crate::keyed_lock::KeyedLock;
 use crate::limiter::{Limiter, RateLimit};
 use crate::metrics::Counters;
+use crate::random::Seeds;
 use crate::region::Region;
 use crate::retry::RetryPolicy;
+use crate::schema::Schema;
 use crate::secret::Secret;
-use crate::validate::ValidationLimits;
-use crate::version_cache::{Turns, VersionCache};
+use crate::session::Session;
+use crate::update::core::{Audit, Core, EndedPolicy};
+use crate::ureq_transport::{ProxyChoice, TransportOptions, UreqTransport};
 
 /// Makes a [`Client`]. Every setting has a default; all are checked in
 /// [`build`](ClientBuilder::build).
@@ -35,6 +41,7 @@ use crate::version_cache::{Turns, VersionCache};
 ///     .build()?;
 /// # Ok::<(), genesys_attributes::Error>(())
 /// ```
+#[must_use = "a builder does nothing until `build` is called"]
 pub struct ClientBuilder {
     region: Option<Region>,
     credentials: Credentials,
@@ -45,6 +52,7 @@ pub struct ClientBuilder {
     retry: RetryPolicy,
     rate_limit: RateLimit,
     limits: ValidationLimits,
+    schema: Option<Schema>,
     metadata_source: String,
     ended: EndedPolicy,
     hooks: Vec<Hook>,
@@ -52,7 +60,9 @@ pub struct ClientBuilder {
     audit: Option<Arc<dyn AuditSink>>,
     audit_mode: AuditMode,
     audit_values: bool,
+    secure_values_in_audit: bool,
     version_cache: usize,
+    jitter_seed: Option<u64>,
     transport: Option<Arc<dyn Transport>>,
     clock: Arc<dyn Clock>,
 }
@@ -73,8 +83,9 @@ impl Client {
     }
 }
 
-/// The brief's names, and those of the official command line and Terraform provider.
-const BRIEF: [&str; 3] = [
+/// The names that the platform's SDKs use in their samples, and those of the official command line
+/// and Terraform provider.
+const CURRENT: [&str; 3] = [
     "GENESYS_CLOUD_REGION",
     "GENESYS_CLOUD_CLIENT_ID",
     "GENESYS_CLOUD_CLIENT_SECRET",
@@ -85,10 +96,19 @@ const OFFICIAL: [&str; 4] = [
     "GENESYSCLOUD_OAUTHCLIENT_SECRET",
     "GENESYSCLOUD_ACCESS_TOKEN",
 ];
-const BASE_URL: &str = "GENESYS_CLOUD_BASE_URL";
+pub(crate) const BASE_URL: &str = "GENESYS_CLOUD_BASE_URL";
+
+/// A variable of the environment.
+pub(crate) fn variable(name: &str) -> Result<Option<String>> {
+    match std::env::var(name) {
+        Ok(value) => Ok(Some(value)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => Err(Error::config(name, "is not UTF-8")),
+    }
+}
 
 impl ClientBuilder {
-    fn new(region: Option<Region>, credentials: Credentials) -> ClientBuilder {
+    pub(crate) fn new(region: Option<Region>, credentials: Credentials) -> ClientBuilder {
         ClientBuilder {
             region,
             credentials,
@@ -106,6 +126,7 @@ impl ClientBuilder {
             retry: RetryPolicy::default(),
             rate_limit: RateLimit::default(),
             limits: ValidationLimits::default(),
+            schema: None,
             metadata_source: "external-integration".to_owned(),
             ended: EndedPolicy::default(),
             hooks: Vec::new(),
@@ -113,7 +134,9 @@ impl ClientBuilder {
             audit: None,
             audit_mode: AuditMode::default(),
             audit_values: false,
+            secure_values_in_audit: false,
             version_cache: 10_000,
+            jitter_seed: None,
             transport: None,
             clock: Arc::new(SystemClock),
         }
@@ -134,11 +157,7 @@ impl ClientBuilder {
     ///
     /// [`ErrorKind::Config`], naming the variable that is missing or wrong.
     pub fn from_env() -> Result<ClientBuilder> {
-        ClientBuilder::from_variables(|name| match std::env::var(name) {
-            Ok(value) => Ok(Some(value)),
-            Err(std::env::VarError::NotPresent) => Ok(None),
-            Err(std::env::VarError::NotUnicode(_)) => Err(Error::config(name, "is not UTF-8")),
-        })
+        ClientBuilder::from_variables(variable)
     }
 
     /// As [`ClientBuilder::from_env`], with the variables from anywhere: `lookup` gives the value
@@ -166,7 +185,10 @@ impl ClientBuilder {
         let missing = |name: &str, family: &[&str]| {
             Error::new(
                 ErrorKind::Config,
-                format!("{name} is not set; set all of {}", family.join(", ")),
+                format!(
+                    "missing required environment variables: {name} is not set; set all of {}",
+                    family.join(", ")
+                ),
             )
         };
         let region = |name: &str, family: &[&str]| match get(name)? {
@@ -184,11 +206,11 @@ impl ClientBuilder {
             }
             Ok(false)
         };
-        let (region, credentials) = if any(&BRIEF)? || !any(&OFFICIAL)? {
-            let [region_name, id, secret] = BRIEF;
-            let require = |name| get(name)?.ok_or_else(|| missing(name, &BRIEF));
+        let (region, credentials) = if any(&CURRENT)? || !any(&OFFICIAL)? {
+            let [region_name, id, secret] = CURRENT;
+            let require = |name| get(name)?.ok_or_else(|| missing(name, &CURRENT));
             (
-                region(region_name, &BRIEF)?,
+                region(region_name, &CURRENT)?,
                 Credentials::new(require(id)?, require(secret)?),
             )
         } else {
@@ -249,14 +271,20 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets the `metadata.source` of conversation updates. Default `external-integration`, the
-    /// brief's.
+    /// Checks every update against a schema of your own, too. Default: none.
+    pub fn schema(mut self, schema: Schema) -> ClientBuilder {
+        self.schema = Some(schema);
+        self
+    }
+
+    /// Sets the `metadata.source` of updates by the conversation-level endpoint. Default
+    /// `external-integration`.
     pub fn metadata_source(mut self, source: impl Into<String>) -> ClientBuilder {
         self.metadata_source = source.into();
         self
     }
 
-    /// Sets what to do about conversations that are over. Default [`EndedPolicy::Warn`].
+    /// Sets what to do about conversations that have ended. Default [`EndedPolicy::Warn`].
     pub fn ended_conversations(mut self, policy: EndedPolicy) -> ClientBuilder {
         self.ended = policy;
         self
@@ -266,10 +294,18 @@ impl ClientBuilder {
     ///
     /// Hooks run on the thread that updates, in the order they were added, with no lock held: they
     /// may use the client. One that panics is counted and logged, and the others still run. Their
-    /// time is the caller's; for work that takes long use [`Client::subscribe`].
+    /// time is the caller's; for work that takes long use [`Client::subscribe`]. A hook is lent the
+    /// event: [`UpdateEvent::into_owned`] makes one to keep.
+    ///
+    /// ```
+    /// # use genesys_attributes::{Client, Credentials, Region};
+    /// let builder = Client::builder(Region::parse("eu-west-1")?, Credentials::new("id", "secret"))
+    ///     .on_update(|event| println!("{} in {:?}", event.conversation_id, event.latency));
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
     pub fn on_update(
         mut self,
-        hook: impl Fn(&UpdateEvent) + Send + Sync + 'static,
+        hook: impl Fn(&UpdateEvent<'_>) + Send + Sync + 'static,
     ) -> ClientBuilder {
         self.hooks.push(Box::new(hook));
         self
@@ -294,9 +330,17 @@ impl ClientBuilder {
     }
 
     /// Puts attribute values into audit records, which otherwise hold only their keys. Values may
-    /// be personal data. Those of secure attributes never are recorded.
+    /// be personal data. Those of secure attributes are left out, unless
+    /// [`secure_values_in_audit`](ClientBuilder::secure_values_in_audit) asks for them too.
     pub fn audit_values(mut self, include: bool) -> ClientBuilder {
         self.audit_values = include;
+        self
+    }
+
+    /// With [`audit_values`](ClientBuilder::audit_values): puts the values of secure attributes
+    /// into audit records as well.
+    pub fn secure_values_in_audit(mut self, include: bool) -> ClientBuilder {
+        self.secure_values_in_audit = include;
         self
     }
 
@@ -347,6 +391,13 @@ impl ClientBuilder {
         self
     }
 
+    /// Starts the jitter of waits from this seed, so that a test's schedule repeats. Default: a
+    /// random one.
+    pub fn jitter_seed(mut self, seed: u64) -> ClientBuilder {
+        self.jitter_seed = Some(seed);
+        self
+    }
+
     /// Sends requests by another transport than the built-in one; the settings of timeouts, proxy,
     /// certificates, connections, body size and user agent are then that transport's.
     pub fn transport(mut self, transport: impl Transport + 'static) -> ClientBuilder {
@@ -370,11 +421,17 @@ impl ClientBuilder {
         self.retry.check()?;
         self.rate_limit.check()?;
         self.limits.check()?;
+        if let Some(schema) = &self.schema {
+            schema.checked()?;
+        }
         let options = &self.transport_options;
         options.timeouts.check()?;
         let agent = &options.user_agent;
         if agent.is_empty() || !agent.bytes().all(|b| (b' '..=b'~').contains(&b)) {
-            return Err(Error::config("user_agent", "must be printable ASCII"));
+            return Err(Error::config(
+                "user_agent",
+                "must be printable ASCII, and not empty",
+            ));
         }
         if !(1..=1 << 30).contains(&options.max_response_body) {
             return Err(Error::config(
@@ -405,30 +462,27 @@ impl ClientBuilder {
         };
 
         let counters = Arc::new(Counters::default());
-        let caller = |rate| Caller {
+        let seeds = Arc::new(Seeds::new(self.jitter_seed));
+        let wire = |rate| Wire {
             transport: transport.clone(),
             clock: self.clock.clone(),
             counters: counters.clone(),
             policy: self.retry,
             limiter: Limiter::new(rate),
             longest_request: options.timeouts.sum(),
-            seeds: Seeds::new(),
+            seeds: seeds.clone(),
         };
         let started = self
             .clock
             .wall()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
-        Ok(Client::from_inner(Inner {
-            api: Api {
+        let core = Core {
+            session: Session {
                 base_url: api_url,
-                // The token endpoint has a limit of its own, and so a pause of its own.
-                tokens: TokenSource::new(
-                    self.credentials,
-                    login_url,
-                    caller(RateLimit::unlimited()),
-                ),
-                caller: caller(self.rate_limit),
+                // The login endpoint has a limit of its own, and so a pause of its own.
+                tokens: TokenSource::new(self.credentials, login_url, wire(RateLimit::unlimited())),
+                wire: wire(self.rate_limit),
             },
             clock: self.clock.clone(),
             counters: counters.clone(),
@@ -437,17 +491,22 @@ impl ClientBuilder {
                 sink,
                 mode: self.audit_mode,
                 values: self.audit_values,
+                secure_values: self.secure_values_in_audit,
             }),
             audit_prefix: format!("{:x}-{:x}", started.as_micros(), std::process::id()),
             audit_sequence: AtomicU64::new(0),
             limits: self.limits,
+            schema: self.schema,
             metadata_source: self.metadata_source,
             ended: self.ended,
             secure_values_in_events: self.secure_values_in_events,
-            memory: VersionCache::new(self.version_cache),
-            turns: Turns::default(),
+            cache: Cache::new(self.version_cache),
+            locks: KeyedLock::default(),
             in_flight: Default::default(),
-        }))
+        };
+        Ok(Client {
+            core: Arc::new(core),
+        })
     }
 
     /// A given address, or else the region's.
@@ -460,7 +519,12 @@ impl ClientBuilder {
         let text = match (given, &self.region) {
             (Some(url), _) => url.trim().to_owned(),
             (None, Some(region)) => of_region(region),
-            (None, None) => return Err(Error::config(name, "neither it nor a region is given")),
+            (None, None) => {
+                return Err(Error::config(
+                    name,
+                    "neither it nor a region is given: give one of them",
+                ));
+            }
         };
         base_url(&text, self.allow_http).map_err(|problem| Error::config(name, problem))
     }

@@ -1,11 +1,16 @@
-//! What can go wrong, and how a caller tells the cases apart.
+//! What can go wrong, and how a caller distinguishes the cases.
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::{self, Deserialize, Deserializer};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
+
+pub(crate) use crate::text::{clip, one_line};
+pub use crate::violation::{Rule, Violation};
 
 /// The result of everything that can fail in this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -55,7 +60,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, in the order of the C status codes.
-    pub const ALL: [ErrorKind; 16] = [
+    pub const ALL: &[ErrorKind] = &[
         ErrorKind::InvalidInput,
         ErrorKind::Config,
         ErrorKind::Auth,
@@ -133,6 +138,28 @@ impl Serialize for ErrorKind {
     }
 }
 
+impl FromStr for ErrorKind {
+    type Err = Error;
+
+    /// Reads what [`ErrorKind::name`] gives.
+    fn from_str(name: &str) -> Result<ErrorKind> {
+        let known = ErrorKind::ALL.iter().find(|kind| kind.name() == name);
+        known.copied().ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidInput,
+                format!("unknown kind of error {:?}", clip(name, 64)),
+            )
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for ErrorKind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let name = std::borrow::Cow::<'_, str>::deserialize(deserializer)?;
+        name.parse().map_err(de::Error::custom)
+    }
+}
+
 /// How far a request got before its connection failed.
 ///
 /// It decides what a retry may do: a request that was never sent can be sent again without a
@@ -144,146 +171,6 @@ pub enum Sent {
     No,
     /// The request may have reached the platform; its answer did not come back.
     Maybe,
-}
-
-/// The rule that a value, key, identifier or option broke.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Rule {
-    /// An update must set or remove something.
-    NothingToDo,
-    /// A key must not be empty.
-    KeyEmpty,
-    /// A key must not be longer than the limit, in UTF-16 code units.
-    KeyLength,
-    /// A string must not be longer than the limit, in UTF-16 code units.
-    ValueLength,
-    /// An integer must not be below zero.
-    IntegerMin,
-    /// An integer must not be above the limit.
-    IntegerMax,
-    /// A number must be an integer.
-    Integer,
-    /// The value is of a type that the target does not take.
-    Type,
-    /// An identifier must not be empty, nor hold whitespace, control characters, `/`, `?`, `#`
-    /// or `..`.
-    Identifier,
-    /// A `system.` key must not be set on a conversation that is over.
-    SystemKey,
-    /// The conversation is over, and the client was told to refuse that.
-    Ended,
-    /// The target cannot do what the option asks for.
-    Unsupported,
-    /// The same key is both set and removed.
-    SetAndRemoved,
-    /// A version must be text that fits into a header field.
-    Version,
-}
-
-impl Rule {
-    /// The name used in JSON records, such as `"keyLength"`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Rule::NothingToDo => "nothingToDo",
-            Rule::KeyEmpty => "keyEmpty",
-            Rule::KeyLength => "keyLength",
-            Rule::ValueLength => "valueLength",
-            Rule::IntegerMin => "integerMin",
-            Rule::IntegerMax => "integerMax",
-            Rule::Integer => "integer",
-            Rule::Type => "type",
-            Rule::Identifier => "identifier",
-            Rule::SystemKey => "systemKey",
-            Rule::Ended => "ended",
-            Rule::Unsupported => "unsupported",
-            Rule::SetAndRemoved => "setAndRemoved",
-            Rule::Version => "version",
-        }
-    }
-}
-
-/// One thing that is wrong with an update.
-///
-/// A violation never holds the offending value itself, since values may be personal data: only
-/// its key, the rule, the limit and a description such as `"1025 UTF-16 units"`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Violation {
-    /// The attribute's key, or the name of the field (`conversationId`, `ifVersion`, …). A key
-    /// that is too long is cut.
-    pub key: String,
-    /// The rule that is broken.
-    pub rule: Rule,
-    /// The limit of the rule, where it has one: code units, or the largest integer.
-    pub limit: Option<u64>,
-    /// What was found, without the value.
-    pub found: String,
-}
-
-impl Violation {
-    pub(crate) fn new(key: &str, rule: Rule, found: impl Into<String>) -> Violation {
-        Violation {
-            key: shortened(key, 64),
-            rule,
-            limit: None,
-            found: found.into(),
-        }
-    }
-
-    pub(crate) fn limit(mut self, limit: u64) -> Violation {
-        self.limit = Some(limit);
-        self
-    }
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Violation {
-            key, rule, found, ..
-        } = self;
-        let limit = self.limit.unwrap_or_default();
-        // The key is the caller's text: escaped, so that a message stays one line.
-        match rule {
-            Rule::NothingToDo => write!(f, "nothing to set: give at least one attribute"),
-            Rule::KeyEmpty => write!(f, "an attribute has an empty key: name it"),
-            Rule::KeyLength => write!(
-                f,
-                "key {key:?} is too long: at most {limit} UTF-16 units, found {found}"
-            ),
-            Rule::ValueLength => write!(
-                f,
-                "{key:?} is too long: at most {limit} UTF-16 units, found {found}"
-            ),
-            Rule::IntegerMin => write!(f, "{key:?} must be 0 or more, found {found}"),
-            Rule::IntegerMax => write!(f, "{key:?} must be at most {limit}, found {found}"),
-            Rule::Integer => write!(f, "{key:?} must be an integer, found {found}"),
-            Rule::Type => write!(f, "{key:?} is of a type not taken here, found {found}"),
-            Rule::Identifier => write!(
-                f,
-                "{key} must be an identifier without whitespace, control characters, '/', '?', '#' or '..', found {found}"
-            ),
-            Rule::SystemKey => write!(
-                f,
-                "{key:?} is immutable: the conversation is {found}; leave out keys that begin with \"system.\""
-            ),
-            Rule::Ended => write!(f, "the conversation is {found}: updates of it are refused"),
-            Rule::Unsupported => write!(f, "{key} cannot be used here: {found}"),
-            Rule::SetAndRemoved => write!(f, "{key:?} is both set and removed: choose one"),
-            Rule::Version => write!(f, "{key} is not a usable version, found {found}"),
-        }
-    }
-}
-
-impl Serialize for Violation {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let mut s = serializer.serialize_struct("Violation", 4)?;
-        s.serialize_field("key", &self.key)?;
-        s.serialize_field("rule", self.rule.name())?;
-        s.serialize_field("limit", &self.limit)?;
-        s.serialize_field("found", &self.found)?;
-        s.end()
-    }
 }
 
 /// An error of this library: one word wide, cheap to pass on.
@@ -318,6 +205,8 @@ struct Inner {
     missing_permissions: Vec<String>,
     may_have_applied: bool,
     transient: bool,
+    during_login: bool,
+    endpoint_missing: bool,
 }
 
 impl Error {
@@ -340,6 +229,8 @@ impl Error {
             missing_permissions: Vec::new(),
             may_have_applied: false,
             transient: kind.usually_passes(),
+            during_login: false,
+            endpoint_missing: false,
         }))
     }
 
@@ -353,7 +244,7 @@ impl Error {
         let listed: Vec<String> = violations.iter().map(Violation::to_string).collect();
         let mut error = Error::new(
             ErrorKind::InvalidInput,
-            format!("invalid update: {}", listed.join("; ")),
+            format!("attribute validation failed: {}", listed.join("; ")),
         );
         error.0.violations = violations;
         error
@@ -365,7 +256,17 @@ impl Error {
         self
     }
 
-    pub(crate) fn with_source(mut self, source: impl StdError + Send + Sync + 'static) -> Error {
+    /// Says what it was about, in front.
+    pub(crate) fn within(mut self, what: &str) -> Error {
+        // A list of violations speaks for itself.
+        if self.0.violations.is_empty() {
+            self.0.message = format!("{}: {}", one_line(what), self.0.message);
+        }
+        self
+    }
+
+    /// Adds the cause, for [`source`](StdError::source).
+    pub fn with_source(mut self, source: impl StdError + Send + Sync + 'static) -> Error {
         self.0.source = Some(Arc::new(source));
         self
     }
@@ -397,6 +298,16 @@ impl Error {
 
     pub(crate) fn with_transient(mut self, transient: bool) -> Error {
         self.0.transient = transient;
+        self
+    }
+
+    pub(crate) fn with_login(mut self) -> Error {
+        self.0.during_login = true;
+        self
+    }
+
+    pub(crate) fn with_endpoint_missing(mut self, missing: bool) -> Error {
+        self.0.endpoint_missing = missing;
         self
     }
 
@@ -434,7 +345,7 @@ impl Error {
     }
 
     /// How long the platform asked to wait: always worth a look on a [`ErrorKind::RateLimited`]
-    /// error, and sometimes told with others.
+    /// error, and sometimes set on others.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
     }
@@ -472,17 +383,30 @@ impl Error {
         self.0.may_have_applied
     }
 
+    /// Whether it was logging in that failed: nothing of the update itself was refused.
+    pub fn during_login(&self) -> bool {
+        self.0.during_login
+    }
+
+    /// Whether the platform does not offer the endpoint that the update needs, so that no other
+    /// update of this kind can succeed.
+    pub(crate) fn endpoint_missing(&self) -> bool {
+        self.0.endpoint_missing
+    }
+
     /// Whether the same call may succeed later without any change of input or settings.
     pub fn is_transient(&self) -> bool {
         self.0.transient
     }
 }
 
+const MAY_HAVE_APPLIED: &str = "; the change may have been applied: read the target to settle it";
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.message)?;
         if self.0.may_have_applied {
-            f.write_str("; the change may have been applied: read the target to settle it")?;
+            f.write_str(MAY_HAVE_APPLIED)?;
         }
         Ok(())
     }
@@ -550,26 +474,41 @@ impl Serialize for Error {
     }
 }
 
-/// Foreign text as one printable line of bounded length.
-pub(crate) fn one_line(text: &str) -> String {
-    const MOST: usize = 2_000;
-    let clean: String = text
-        .chars()
-        .take(MOST)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    if text.chars().nth(MOST).is_some() {
-        clean + "…"
-    } else {
-        clean
-    }
-}
-
-/// `text`, cut to `most` characters.
-pub(crate) fn shortened(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text.to_owned(),
+/// Reads what serializing wrote. What that leaves out (the source, the effort) is not there, and
+/// whether it is transient is what its kind usually is.
+impl<'de> Deserialize<'de> for Error {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Fields {
+            kind: ErrorKind,
+            message: String,
+            #[serde(default)]
+            http_status: Option<u16>,
+            #[serde(default)]
+            code: Option<String>,
+            #[serde(default)]
+            correlation_id: Option<String>,
+            #[serde(default)]
+            retry_after_seconds: Option<u64>,
+            #[serde(default)]
+            missing_permissions: Vec<String>,
+            #[serde(default)]
+            may_have_applied: bool,
+            #[serde(default)]
+            violations: Vec<Violation>,
+        }
+        let fields = Fields::deserialize(deserializer)?;
+        let message = fields.message.strip_suffix(MAY_HAVE_APPLIED);
+        let mut error = Error::new(fields.kind, message.unwrap_or(&fields.message))
+            .with_code(fields.code)
+            .with_correlation_id(fields.correlation_id)
+            .with_missing_permissions(fields.missing_permissions)
+            .with_may_have_applied(fields.may_have_applied)
+            .with_retry_after(fields.retry_after_seconds.map(Duration::from_secs));
+        error.0.http_status = fields.http_status;
+        error.0.violations = fields.violations;
+        Ok(error)
     }
 }
 
@@ -579,14 +518,14 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn an_error_is_one_word_and_can_cross_threads() {
+    fn error_is_one_word_and_crosses_threads() {
         assert_eq!(size_of::<Error>(), size_of::<usize>());
         fn sendable<T: Send + Sync + 'static>() {}
         sendable::<Error>();
     }
 
     #[test]
-    fn names_and_codes_are_injective_and_never_zero() {
+    fn error_kind_names_and_codes_are_unique_and_nonzero() {
         let names: HashSet<_> = ErrorKind::ALL.iter().map(|k| k.name()).collect();
         let codes: HashSet<_> = ErrorKind::ALL.iter().map(|k| k.code()).collect();
         assert_eq!(names.len(), ErrorKind::ALL.len());
@@ -595,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn display_is_one_line_and_does_not_repeat_the_source() {
+    fn error_display_is_one_line_without_source() {
         let error = Error::new(ErrorKind::Transport, "first\nsecond\r\u{7}third")
             .with_source(std::io::Error::other("the cause"));
         assert_eq!(error.to_string(), "first second  third");
@@ -606,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn a_violation_with_a_hostile_key_stays_one_line() {
+    fn violation_hostile_key_stays_one_line() {
         let violation = Violation::new("a\nb", Rule::ValueLength, "1025 UTF-16 units").limit(1024);
         assert_eq!(
             violation.to_string(),
@@ -615,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_form_has_the_documented_fields() {
+    fn error_json_has_documented_fields() {
         let error = Error::violated(vec![
             Violation::new("k", Rule::KeyLength, "129 UTF-16 units").limit(128),
         ])

@@ -1,5 +1,6 @@
 //! Telling others what was changed: closures, and bounded channels.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,72 +10,218 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use log::warn;
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde::de::{Deserialize, Deserializer};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::Value;
 
-use crate::audit::AuditRecord;
-use crate::clock::lock;
+use crate::attributes::Attributes;
+use crate::audit::{AuditPhase, AuditRecord, discard};
 use crate::metrics::Counters;
-use crate::validate::Attributes;
+use crate::receipt::{Answer, Outcome, Receipt, Status};
+use crate::sync::lock;
 
-/// An update that was applied: what the brief's listeners get.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
+/// An update that was applied.
+///
+/// It has the fields of the [`Receipt`], which it dereferences to (`event.conversation_id`,
+/// `event.version`, `event.latency`), and what was written. Hooks are lent it;
+/// [`into_owned`](UpdateEvent::into_owned) makes one to keep. `Debug` shows keys, and no values.
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
-pub struct UpdateEvent {
+pub struct UpdateEvent<'a> {
     /// Counts the events of one client, from 1, for each conversation in the order of its writes.
     /// Subscriptions get them in that order. Hooks run on the threads that update: where several
-    /// update one conversation at the same moment, their hooks may overlap, and this tells the
+    /// update one conversation at the same moment, their hooks may overlap, and this gives the
     /// order.
     pub sequence: u64,
-    /// The conversation's id.
-    pub conversation_id: String,
-    /// The kind of the target, such as `"participant"`.
-    pub target: &'static str,
-    /// The participant that was written, or the custom record.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub item: Option<String>,
     /// The attributes as they were written. Empty for secure attributes, unless the client was
     /// told otherwise by
     /// [`secure_values_in_events`](crate::ClientBuilder::secure_values_in_events).
-    pub attributes: Attributes,
-    /// The keys that were set.
-    pub updated_keys: Vec<String>,
+    pub attributes: Cow<'a, Attributes>,
     /// The keys that were removed.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub removed_keys: Vec<String>,
-    /// The version that the write made, where the platform tells it.
-    pub version: Option<String>,
-    /// The version that the write was based on.
-    pub previous_version: Option<String>,
-    /// From the first request of the update to the end of the last, in milliseconds.
-    pub latency_ms: u64,
-    /// When the update was done: RFC 3339, UTC, milliseconds.
-    pub timestamp: String,
-    /// The outcome as it was audited.
-    #[serde(rename = "auditLog")]
-    pub audit: AuditRecord,
+    pub removed_keys: Cow<'a, [String]>,
+    pub(crate) receipt: Cow<'a, Receipt>,
+    /// The keys that were set, where the attributes do not hold them.
+    pub(crate) hidden_keys: Vec<Cow<'a, str>>,
+    pub(crate) audit_id: Cow<'a, str>,
+    /// The values in the audit record, as the client is set.
+    pub(crate) audit_values: bool,
 }
 
-impl UpdateEvent {
-    /// The brief's webhook envelope: `eventType` and a `payload` of `conversationId`,
-    /// `updatedAttributes`, `version` and `processedAt`.
+impl Deref for UpdateEvent<'_> {
+    type Target = Receipt;
+
+    fn deref(&self) -> &Receipt {
+        &self.receipt
+    }
+}
+
+impl UpdateEvent<'_> {
+    /// The keys that were set, those of secure attributes too.
+    pub fn updated_keys(&self) -> Vec<&str> {
+        let hidden = self.hidden_keys.iter().map(|key| key.as_ref());
+        self.attributes
+            .keys()
+            .map(String::as_str)
+            .chain(hidden)
+            .collect()
+    }
+
+    /// The webhook envelope: `eventType` and a `payload` of `conversationId`,
+    /// `updatedAttributes`, `version` and `processedAt` (RFC 3339).
     ///
     /// For secure attributes `updatedAttributes` is empty and `updatedKeys` lists the keys.
     pub fn webhook_payload(&self) -> Value {
-        let mut payload = json!({
-            "conversationId": self.conversation_id,
-            "updatedAttributes": self.attributes,
-            "version": self.version,
-            "processedAt": self.timestamp,
-        });
-        if self.attributes.is_empty() {
-            payload["updatedKeys"] = json!(self.updated_keys);
+        AuditRecord {
+            attributes: Some(Cow::Borrowed(&self.attributes)),
+            ..self.audit()
         }
+        .webhook_payload()
+    }
+
+    /// The outcome as it is audited.
+    pub fn audit(&self) -> AuditRecord<'_> {
+        outcome_record(
+            &self.audit_id,
+            &self.receipt,
+            self.updated_keys().into_iter().map(Cow::Borrowed).collect(),
+            &self.removed_keys,
+            self.audit_values.then_some(&*self.attributes),
+        )
+    }
+
+    /// The event as its owner.
+    pub fn into_owned(self) -> UpdateEvent<'static> {
+        let keys = self.hidden_keys.into_iter();
+        UpdateEvent {
+            sequence: self.sequence,
+            attributes: Cow::Owned(self.attributes.into_owned()),
+            removed_keys: Cow::Owned(self.removed_keys.into_owned()),
+            receipt: Cow::Owned(self.receipt.into_owned()),
+            hidden_keys: keys.map(|key| Cow::Owned(key.into_owned())).collect(),
+            audit_id: Cow::Owned(self.audit_id.into_owned()),
+            audit_values: self.audit_values,
+        }
+    }
+}
+
+/// The audit record of an update that did not fail, lent from its receipt.
+pub(crate) fn outcome_record<'a>(
+    id: &'a str,
+    receipt: &'a Receipt,
+    updated_keys: Vec<Cow<'a, str>>,
+    removed_keys: &'a [String],
+    values: Option<&'a Attributes>,
+) -> AuditRecord<'a> {
+    AuditRecord {
+        id: Cow::Borrowed(id),
+        phase: AuditPhase::Outcome,
+        timestamp: receipt.timestamp,
+        conversation_id: Cow::Borrowed(&receipt.conversation_id),
+        target: receipt.target,
+        resource_id: receipt.resource_id.as_deref().map(Cow::Borrowed),
+        status: Status::from(receipt.outcome),
+        updated_keys,
+        removed_keys: Cow::Borrowed(removed_keys),
+        attributes: values.map(Cow::Borrowed),
+        previous_version: receipt.previous_version.as_deref().map(Cow::Borrowed),
+        version: receipt.version.as_deref().map(Cow::Borrowed),
+        attempts: receipt.attempts,
+        requests: receipt.requests,
+        latency: receipt.latency,
+        error_kind: None,
+        http_status: None,
+        may_have_applied: false,
+        correlation_id: receipt.correlation_id.as_deref().map(Cow::Borrowed),
+        settled: false,
+    }
+}
+
+impl fmt::Debug for UpdateEvent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpdateEvent")
+            .field("sequence", &self.sequence)
+            .field("updated_keys", &self.updated_keys())
+            .field("removed_keys", &self.removed_keys)
+            .field("receipt", &self.receipt)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `sequence`, `conversationId`, `target`, `resourceId`, `attributes`, `updatedKeys`,
+/// `removedKeys`, `version`, `previousVersion`, `latencyMs`, `timestamp` and `auditLog`.
+impl Serialize for UpdateEvent<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let audit = self.audit();
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("sequence", &self.sequence)?;
+        map.serialize_entry("conversationId", &self.conversation_id)?;
+        map.serialize_entry("target", &self.target)?;
+        if let Some(id) = &self.resource_id {
+            map.serialize_entry("resourceId", id)?;
+        }
+        map.serialize_entry("attributes", &self.attributes)?;
+        map.serialize_entry("updatedKeys", &audit.updated_keys)?;
         if !self.removed_keys.is_empty() {
-            payload["removedKeys"] = json!(self.removed_keys);
+            map.serialize_entry("removedKeys", &self.removed_keys)?;
         }
-        json!({ "eventType": "CONVERSATION_ATTRIBUTES_UPDATED", "payload": payload })
+        map.serialize_entry("version", &self.version)?;
+        map.serialize_entry("previousVersion", &self.previous_version)?;
+        map.serialize_entry("latencyMs", &crate::date::whole_millis(self.latency))?;
+        map.serialize_entry("timestamp", &crate::date::rfc3339(self.timestamp))?;
+        map.serialize_entry("auditLog", &audit)?;
+        map.end()
+    }
+}
+
+/// Reads what serializing wrote. What that leaves out is as if it had not happened: the answer's
+/// body, `conversation_ended`, `audit_failed` and `hook_panics`.
+impl<'de> Deserialize<'de> for UpdateEvent<'static> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Fields {
+            sequence: u64,
+            attributes: Attributes,
+            #[serde(rename = "auditLog")]
+            audit: AuditRecord<'static>,
+        }
+        let Fields {
+            sequence,
+            attributes,
+            audit,
+        } = Fields::deserialize(deserializer)?;
+        let owned = |text: Option<Cow<'_, str>>| text.map(Cow::into_owned);
+        let mut hidden_keys = audit.updated_keys;
+        hidden_keys.retain(|key| !attributes.contains_key(key.as_ref()));
+        Ok(UpdateEvent {
+            sequence,
+            attributes: Cow::Owned(attributes),
+            removed_keys: audit.removed_keys,
+            receipt: Cow::Owned(Receipt {
+                outcome: match audit.status {
+                    Status::AlreadyApplied => Outcome::AlreadyApplied,
+                    _ => Outcome::Applied,
+                },
+                conversation_id: audit.conversation_id.into_owned(),
+                target: audit.target,
+                resource_id: owned(audit.resource_id),
+                version: owned(audit.version),
+                previous_version: owned(audit.previous_version),
+                attempts: audit.attempts,
+                requests: audit.requests,
+                latency: audit.latency,
+                correlation_id: owned(audit.correlation_id),
+                timestamp: audit.timestamp,
+                conversation_ended: false,
+                verified: false,
+                audit_failed: false,
+                hook_panics: 0,
+                answer: Answer::default(),
+            }),
+            hidden_keys,
+            audit_id: audit.id,
+            audit_values: audit.attributes.is_some(),
+        })
     }
 }
 
@@ -83,24 +230,24 @@ impl UpdateEvent {
 #[non_exhaustive]
 pub struct Delivery {
     /// The event. `Delivery` dereferences to it.
-    pub event: Arc<UpdateEvent>,
+    pub event: Arc<UpdateEvent<'static>>,
     /// How many events this subscription lost since the one before, because it was full.
     pub lost_before: u64,
 }
 
 impl Deref for Delivery {
-    type Target = UpdateEvent;
+    type Target = UpdateEvent<'static>;
 
-    fn deref(&self) -> &UpdateEvent {
+    fn deref(&self) -> &UpdateEvent<'static> {
         &self.event
     }
 }
 
 /// The receiving end of a bounded channel of events.
 ///
-/// When it is full, new events are dropped and counted, and the next one that fits tells how many.
-/// Dropping it ends the subscription; events that wait in it then are counted and logged. It holds
-/// no lock and never slows an update down.
+/// When it is full, new events are dropped and counted, and the next one that fits holds their number.
+/// Dropping it ends the subscription; events that wait in it then are counted and logged. A full
+/// or slow one does not hold an update up.
 pub struct Subscription {
     receiver: Receiver<Delivery>,
     lost: Arc<AtomicU64>,
@@ -120,7 +267,7 @@ impl fmt::Debug for Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         // No more than fit, since others may go on sending meanwhile.
-        let unread = self.receiver.try_iter().take(MOST_PLACES).count();
+        let unread = self.receiver.try_iter().take(MAX_PLACES).count();
         if unread > 0 {
             self.counters.events_dropped.add(unread as u64);
             warn!("a subscription ended with {unread} events unread");
@@ -129,7 +276,7 @@ impl Drop for Subscription {
 }
 
 /// The largest capacity of a subscription.
-const MOST_PLACES: usize = 1 << 16;
+const MAX_PLACES: usize = 1 << 16;
 
 impl Subscription {
     /// Waits for the next event. `None` when the client and all of its clones are gone.
@@ -161,18 +308,51 @@ impl Subscription {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// How many events were lost so far, those that no delivery has told of yet included.
+    /// How many events were lost so far, those that no delivery has reported yet included.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
     /// The events as they come, until the client is gone.
+    ///
+    /// ```no_run
+    /// # let client = genesys_attributes::Client::from_env()?;
+    /// let events = client.subscribe(1_000);
+    /// std::thread::spawn(move || {
+    ///     for event in events {
+    ///         println!("{} is at version {:?}", event.conversation_id, event.version);
+    ///     }
+    /// });
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
     pub fn iter(&self) -> impl Iterator<Item = Delivery> + '_ {
         std::iter::from_fn(|| self.recv())
     }
 }
 
-pub(crate) type Hook = Box<dyn Fn(&UpdateEvent) + Send + Sync>;
+impl IntoIterator for Subscription {
+    type Item = Delivery;
+    type IntoIter = IntoIter;
+
+    /// The events as they come, until the client is gone.
+    fn into_iter(self) -> IntoIter {
+        IntoIter(self)
+    }
+}
+
+/// The events of a [`Subscription`], as an iterator that owns it.
+#[derive(Debug)]
+pub struct IntoIter(Subscription);
+
+impl Iterator for IntoIter {
+    type Item = Delivery;
+
+    fn next(&mut self) -> Option<Delivery> {
+        self.0.recv()
+    }
+}
+
+pub(crate) type Hook = Box<dyn Fn(&UpdateEvent<'_>) + Send + Sync>;
 
 struct Subscriber {
     sender: SyncSender<Delivery>,
@@ -202,7 +382,7 @@ impl Listeners {
     pub(crate) fn subscribe(&self, capacity: usize, counters: Arc<Counters>) -> Subscription {
         // A channel of none would only ever deliver to a receiver that waits at that moment; and
         // all places are allocated at once.
-        let capacity = capacity.clamp(1, MOST_PLACES);
+        let capacity = capacity.clamp(1, MAX_PLACES);
         let (sender, receiver) = std::sync::mpsc::sync_channel(capacity);
         let lost = Arc::new(AtomicU64::new(0));
         lock(&self.subscribers).push(Subscriber {
@@ -219,20 +399,16 @@ impl Listeners {
         }
     }
 
-    /// Whether there is anybody to tell.
-    pub(crate) fn any(&self) -> bool {
-        !self.hooks.is_empty() || self.subscribed.load(Ordering::Acquire)
-    }
-
     pub(crate) fn next_sequence(&self) -> u64 {
         self.sequence.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Calls every hook, in the order of their registration. Returns how many panicked.
-    pub(crate) fn run_hooks(&self, event: &UpdateEvent, counters: &Counters) -> u32 {
+    pub(crate) fn run_hooks(&self, event: &UpdateEvent<'_>, counters: &Counters) -> u32 {
         let mut panics = 0;
         for hook in &self.hooks {
-            if catch_unwind(AssertUnwindSafe(|| hook(event))).is_err() {
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| hook(event))) {
+                discard(payload);
                 panics += 1;
                 counters.hook_panics.increment();
                 warn!(
@@ -244,33 +420,46 @@ impl Listeners {
         panics
     }
 
-    /// Puts the event into every subscription. It never waits, so it is done while the
-    /// conversation's turn is held, which keeps the order of the writes.
-    pub(crate) fn deliver(&self, event: &Arc<UpdateEvent>, counters: &Counters) {
-        if !self.subscribed.load(Ordering::Acquire) {
-            return;
-        }
-        let mut subscribers = lock(&self.subscribers);
-        subscribers.retain_mut(|subscriber| {
-            let delivery = Delivery {
-                event: event.clone(),
-                lost_before: subscriber.gap,
-            };
-            match subscriber.sender.try_send(delivery) {
-                Ok(()) => subscriber.gap = 0,
-                Err(TrySendError::Full(_)) => {
-                    if subscriber.gap == 0 {
-                        warn!("a subscription is full: events are dropped until it is read");
+    /// Whether there is any listener.
+    pub(crate) fn any(&self) -> bool {
+        !self.hooks.is_empty() || self.has_subscribers()
+    }
+
+    /// Whether somebody is to be sent events of their own.
+    pub(crate) fn has_subscribers(&self) -> bool {
+        self.subscribed.load(Ordering::Acquire)
+    }
+
+    /// Puts the event into every subscription. It does not wait, so it is done while the
+    /// conversation's lock is held, which keeps the order of the writes.
+    pub(crate) fn deliver(&self, event: UpdateEvent<'static>, counters: &Counters) {
+        let event = Arc::new(event);
+        let mut newly_full = 0;
+        {
+            let mut subscribers = lock(&self.subscribers);
+            subscribers.retain_mut(|subscriber| {
+                let delivery = Delivery {
+                    event: event.clone(),
+                    lost_before: subscriber.gap,
+                };
+                match subscriber.sender.try_send(delivery) {
+                    Ok(()) => subscriber.gap = 0,
+                    Err(TrySendError::Full(_)) => {
+                        newly_full += usize::from(subscriber.gap == 0);
+                        subscriber.gap += 1;
+                        subscriber.lost.fetch_add(1, Ordering::Relaxed);
+                        counters.events_dropped.increment();
                     }
-                    subscriber.gap += 1;
-                    subscriber.lost.fetch_add(1, Ordering::Relaxed);
-                    counters.events_dropped.increment();
+                    Err(TrySendError::Disconnected(_)) => return false,
                 }
-                Err(TrySendError::Disconnected(_)) => return false,
-            }
-            true
-        });
-        self.subscribed
-            .store(!subscribers.is_empty(), Ordering::Release);
+                true
+            });
+            self.subscribed
+                .store(!subscribers.is_empty(), Ordering::Release);
+        }
+        // Outside of the lock: a logger may subscribe.
+        for _ in 0..newly_full {
+            warn!("a subscription is full: events are dropped until it is read");
+        }
     }
 }

@@ -1,6 +1,7 @@
-//! Changes attributes on Genesys Cloud conversations safely: a small, blocking client that logs
-//! in, checks the values, locks optimistically, writes, settles conflicts and faults, and tells
-//! the world (hooks, audit, metrics). No async runtime, and no thread that was not asked for.
+//! Changes attributes on Genesys Cloud conversations safely.
+//!
+//! A small, blocking client: it logs in, checks keys and values, locks optimistically, writes, and
+//! settles conflicts and faults. It reports by events, audit records and metrics. No async runtime.
 //!
 //! ```no_run
 //! use genesys_attributes::{Client, Update};
@@ -11,55 +12,82 @@
 //!         .set("customer.tier", "premium")
 //!         .set("routing.score", 85),
 //! )?;
-//! println!("{} after {} requests", receipt.outcome.name(), receipt.requests);
+//! println!("{} after {} requests", receipt.outcome, receipt.requests);
 //! # Ok::<(), genesys_attributes::Error>(())
 //! ```
 //!
-//! # Where to begin
+//! # By task
 //!
-//! - [`Client`] does the work; [`ClientBuilder`] has its settings.
-//! - [`Target`] is what can be written: a participant, the secure attributes, a custom record, or
-//!   the conversation-level attributes of the brief that this library was built from, which
-//!   today's public Platform API does not offer.
-//! - [`Update`] is what to write; [`Receipt`] is the proof; [`Error`] says what went wrong and
-//!   what to do.
-//! - [`Batch`] runs many updates, in order for each conversation.
+//! | to | use |
+//! |---|---|
+//! | make a client | [`Client::from_env`], [`Client::builder`], [`Settings`] (from JSON) |
+//! | set attributes | [`Client::update`] with an [`Update`] |
+//! | choose what is written | [`Target`]: a [`Participant`], the secure attributes, a custom record, or the conversation-level endpoint, which today's public API does not offer |
+//! | read | [`Client::read`], then [`Snapshot::get`] |
+//! | read, compute and write | [`Client::update_with`], [`Client::update_with_options`] |
+//! | run many updates | [`Batch`] |
+//! | check before sending | [`Update::validate`], [`Client::validate`], rules of your own with a [`validate::Schema`] |
+//! | hear of changes | [`ClientBuilder::on_update`], [`Client::subscribe`] |
+//! | keep a record | [`ClientBuilder::audit`] |
+//! | measure | [`Client::metrics`] |
+//! | bound time and attempts | [`RetryPolicy`], [`Timeouts`], [`RateLimit`], [`Cancel`] |
+//! | decide what an error means | [`Error::kind`], [`Error::is_transient`], [`Error::may_have_applied`] |
+//! | test your own code | [Testing your code](_documentation::testing_your_code) |
+//! | see the requests | [On the wire](_documentation::on_the_wire) |
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! - Nothing is sent before every key and value is checked, and all that is wrong is told at once.
-//! - A write to a target with a lock never goes out without its version, once there is one.
-//! - A write that was confirmed is not sent again, whatever became of the rest of its answer.
-//! - There is exactly one event for each `Ok` of [`Outcome::Applied`] or
-//!   [`Outcome::AlreadyApplied`], and none for any other end. Every change at the platform belongs
-//!   to an event or to an error with [`Error::may_have_applied`].
-//! - Hooks that panic, block or call the client again do no harm to the update.
+//! | guaranteed | unless |
+//! |---|---|
+//! | Nothing is sent before every key and value is checked; all violations are reported at once. | |
+//! | A write to a target with a lock carries its version. | There is none yet: the first write of a secure map or custom record. |
+//! | A confirmed write is not sent again, whatever became of the rest of its answer. | |
+//! | `Ok` means that the values were in place. | A target without a lock: a delayed copy of an earlier write may land later. |
+//! | An error without [`Error::may_have_applied`] means that this update changed nothing. | |
+//! | One event for each `Ok` of [`Outcome::Applied`] or [`Outcome::AlreadyApplied`], none otherwise. | |
+//! | Updates of one conversation through one client take turns, first come, first served. | |
+//! | No request is sent inside a pause that the platform asked for, nor beyond the rate limit. | Other clients with the same token. |
 //!
-//! What is not: on a target without a lock (participants, unlocked secure attributes) the last
-//! writer wins, and a copy of a write that a network held back may land late. So may a copy of the
-//! first write of a secure map or custom record, which has no version yet.
+//! On a target without a lock (participants, unlocked secure attributes) the last writer wins.
 //!
 //! # Secrets and logging
 //!
 //! The crate logs through [`log`]: each request's method, URL and status at `debug`, what is worth
-//! a look at `warn`. Secrets, tokens and attribute values are never in what it logs, in errors or
-//! in `Debug` output. ureq writes its own records under the target `ureq`; at its `trace` level
-//! they hold whole requests, the token included: filter that target in a logger of yours, as the
-//! program of this crate does.
+//! a look at `warn`. Secrets, tokens and attribute values are in none of its log lines, errors and
+//! `Debug` outputs. ureq writes its own records under the target `ureq`; at its `trace` level they
+//! hold whole requests, the token included: filter that target in a logger of yours, as the program
+//! of this crate does.
 //!
 //! # Features
 //!
 //! | feature | what it adds |
 //! |---|---|
-//! | `rustls` (default) | https; without it only loopback http, `allow_http` or an own [`Transport`] |
+//! | `rustls` (default) | https; without it only loopback http, `allow_http` or an own [`http::Transport`] |
+//! | `testing` | an in-memory platform to test your own code with |
+//! | `forward` | `forward`: from the audit file to webhooks and queues, also after a crash |
 //! | `cli` | the program `genesys-attributes` |
 //!
-//! # The house
+//! # Module layout
 //!
-//! One noun a file, and each imports only from those before it: error, clock, secret, region,
-//! http, problem, validate, target, update, retry, limiter, histogram, metrics, call, auth, api,
-//! audit, event, version_cache, receipt, client, builder, batch.
+//! A file imports only from those before it:
+//!
+//! ```text
+//! text violation error secret region histogram    words that everything uses
+//! sync date clock random                           time, and waiting for it
+//! keyed_lock address                               one update a conversation at a time; URLs
+//! http ureq_transport                              one request, and what carries it
+//! attributes lenient schema version problem        values, versions, the platform's error answers
+//! target/                                          a kind of store a file
+//! limiter retry metrics                            decisions without I/O or clock
+//! receipt exchange base64 auth session             one request and its answer; the token
+//! audit/ event cache                               what users get; what is remembered
+//! update/                                          data, facts, rules (machine), core, driver (run), execute
+//! client builder settings                          the handle and its options
+//! batch/ forward/ webhook                          many updates; from the audit file to the world
+//! capi/ cli/ testing/                              C; the program; for tests
+//! ```
 #![deny(missing_docs, unsafe_code, unreachable_pub)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(test),
     deny(
@@ -70,48 +98,97 @@
     )
 )]
 
-mod api;
-mod audit;
+mod address;
+mod attributes;
+pub mod audit;
 mod auth;
-mod batch;
+mod base64;
+pub mod batch;
 mod builder;
-mod call;
+mod cache;
 mod client;
-mod clock;
-mod error;
-mod event;
+pub mod clock;
+mod date;
+pub mod error;
+pub mod event;
+mod exchange;
+#[cfg(feature = "forward")]
+pub mod forward;
 mod histogram;
-mod http;
+pub mod http;
+mod keyed_lock;
+mod lenient;
 mod limiter;
-mod metrics;
+pub mod metrics;
 mod problem;
+mod random;
 mod receipt;
 mod region;
-mod retry;
+pub mod retry;
+mod schema;
 mod secret;
+mod session;
+mod settings;
+#[cfg(test)]
+mod simulation;
+mod sync;
 mod target;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod text;
 mod update;
-mod validate;
-mod version_cache;
+mod ureq_transport;
+mod version;
+mod violation;
+#[cfg(feature = "forward")]
+pub mod webhook;
 
-pub use audit::{AuditMode, AuditPhase, AuditRecord, AuditSink, AuditStatus, JsonLines, LogSink};
+pub use attributes::Attributes;
 pub use auth::Credentials;
-pub use batch::{Batch, BatchOutcome, BatchReport, BatchStatus, LineError, StopReason};
+pub use batch::Batch;
 pub use builder::ClientBuilder;
-pub use client::{Client, EndedPolicy};
-pub use clock::{Cancel, Clock, ManualClock, SystemClock, rfc3339};
-pub use error::{Error, ErrorKind, Result, Rule, Sent, Violation};
-pub use event::{Delivery, Subscription, UpdateEvent};
-pub use histogram::Latency;
-pub use http::{Method, Request, Response, Timeouts, Transport, TransportError};
-pub use limiter::RateLimit;
+pub use client::{Client, UpdateOptions};
+pub use error::{Error, ErrorKind, Result};
+pub use event::{Subscription, UpdateEvent};
+pub use http::Timeouts;
 pub use metrics::Metrics;
-pub use receipt::{Identity, Outcome, Receipt, Snapshot};
+pub use receipt::{Identity, Outcome, Receipt, Snapshot, Status};
 pub use region::Region;
-pub use retry::RetryPolicy;
-pub use target::{Target, TargetKind};
-pub use update::Update;
-pub use validate::{Attributes, ValidationLimits};
+pub use retry::{RateLimit, RetryPolicy};
+pub use settings::Settings;
+pub use sync::Cancel;
+pub use target::{Participant, Target, TargetKind};
+pub use update::core::EndedPolicy;
+pub use update::{Edit, Update};
+
+// Where these were before they had modules.
+#[doc(hidden)]
+pub use {
+    attributes::ValidationLimits,
+    audit::{AuditMode, AuditPhase, AuditRecord, AuditSink, JsonLines, LogSink},
+    batch::{BatchItem, BatchOutcome, BatchReport, Notice, StopReason},
+    clock::{Clock, ManualClock, SystemClock, rfc3339},
+    error::{Rule, Sent, Violation},
+    event::Delivery,
+    http::{Method, Request, Response, Transport, TransportError},
+    metrics::Latency,
+    schema::{Field, Schema},
+};
+
+/// What keys and values may be: the platform's limits, and rules of your own.
+pub mod validate {
+    pub use crate::attributes::{Attributes, ValidationLimits};
+    pub use crate::error::{Rule, Violation};
+    pub use crate::schema::{Field, Schema};
+}
+
+/// Pages beside the reference.
+pub mod _documentation {
+    #[doc = include_str!("documentation/on_the_wire.md")]
+    pub mod on_the_wire {}
+    #[doc = include_str!("documentation/testing_your_code.md")]
+    pub mod testing_your_code {}
+}
 
 /// The code of the README, run as tests.
 #[cfg(doctest)]
@@ -127,7 +204,7 @@ const _: () = {
     shared::<Update>();
     shared::<Receipt>();
     shared::<Metrics>();
-    shared::<UpdateEvent>();
+    shared::<UpdateEvent<'static>>();
     shared::<Cancel>();
     sent::<ClientBuilder>();
     sent::<Subscription>();

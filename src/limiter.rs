@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::clock::lock;
 use crate::error::{Error, Result};
+use crate::sync::lock;
 
 /// How many API requests a client sends at most, over all of its clones and threads.
 ///
@@ -18,7 +18,8 @@ use crate::error::{Error, Result};
 ///
 /// assert_eq!(RateLimit::default(), RateLimit::per_minute(300));
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a limit does nothing until a builder is given it"]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RateLimit {
     per_minute: Option<u32>,
 }
@@ -119,11 +120,12 @@ impl Limiter {
     }
 
     /// The response to a request came, or its failure.
-    pub(crate) fn release(&self, now: Instant) {
+    pub(crate) fn release(&self, now: impl FnOnce() -> Instant) {
         if self.slots.is_some() {
+            let frees = now() + WINDOW;
             let mut state = lock(&self.state);
             state.in_flight = state.in_flight.saturating_sub(1);
-            state.frees.push_back(now + WINDOW);
+            state.frees.push_back(frees);
         }
     }
 
@@ -135,14 +137,19 @@ impl Limiter {
         }
     }
 
-    /// Whether nobody may send for now.
+    /// Whether no request may be sent for now.
     pub(crate) fn is_paused(&self, now: Instant) -> bool {
         lock(&self.state)
             .paused_until
             .is_some_and(|until| now < until)
     }
 
-    /// Nobody sends before `until`.
+    /// Until when no request may be sent.
+    pub(crate) fn paused_until(&self) -> Option<Instant> {
+        lock(&self.state).paused_until
+    }
+
+    /// No request is sent before `until`.
     pub(crate) fn pause(&self, until: Instant) {
         let mut state = lock(&self.state);
         state.paused_until = state.paused_until.max(Some(until));
@@ -160,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_uses_all_slots_and_the_next_waits_for_the_first_response() {
+    fn limiter_burst_uses_all_slots_then_waits_for_first_response() {
         let clock = ManualClock::new();
         let limiter = Limiter::new(RateLimit::per_minute(3));
         for _ in 0..3 {
@@ -169,9 +176,9 @@ mod tests {
         // All in flight: nothing frees within a window.
         assert_eq!(limiter.acquire(clock.now()), Err(Wait::Slot(WINDOW)));
         clock.advance(ms(100));
-        limiter.release(clock.now());
+        limiter.release(|| clock.now());
         clock.advance(ms(50));
-        limiter.release(clock.now());
+        limiter.release(|| clock.now());
         assert_eq!(
             limiter.acquire(clock.now()),
             Err(Wait::Slot(WINDOW - ms(50)))
@@ -185,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_holds_everybody_and_a_shorter_one_does_not_end_it() {
+    fn limiter_pause_holds_all_and_shorter_does_not_end_it() {
         let clock = ManualClock::new();
         for rate in [RateLimit::unlimited(), RateLimit::default()] {
             let limiter = Limiter::new(rate);
@@ -198,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_checked() {
+    fn rate_limit_out_of_range_is_refused() {
         assert!(RateLimit::per_minute(0).check().is_err());
         assert!(RateLimit::per_minute(u32::MAX).check().is_err());
         assert!(RateLimit::per_minute(1).check().is_ok());
@@ -209,7 +216,7 @@ mod tests {
         /// Requests arrive at the server at any moment between their start and their response.
         /// No 60 seconds there hold more than the limit, and a refusal is never spurious or zero.
         #[test]
-        fn no_window_at_the_server_exceeds_the_limit(
+        fn limiter_no_server_window_exceeds_limit(
             slots in 1u32..8,
             steps in prop::collection::vec((0u64..20_000, 0u64..3_000, 0u64..1_000), 1..120),
         ) {
@@ -226,7 +233,7 @@ mod tests {
                 }
                 arrivals.push(clock.now() - start + ms(took * share / 1_000));
                 clock.advance(ms(took));
-                limiter.release(clock.now());
+                limiter.release(|| clock.now());
             }
             for (i, from) in arrivals.iter().enumerate() {
                 let within = arrivals[i..].iter().filter(|a| **a < *from + WINDOW).count();
@@ -236,7 +243,7 @@ mod tests {
 
         /// With work always at hand, at least 97 % of the limit is used.
         #[test]
-        fn the_rate_is_used(slots in 1u32..40, took in 0u64..1_500) {
+        fn limiter_uses_rate_while_there_is_work(slots in 1u32..40, took in 0u64..1_500) {
             let clock = ManualClock::new();
             let start = clock.now();
             let limiter = Limiter::new(RateLimit::per_minute(slots));
@@ -251,7 +258,7 @@ mod tests {
                 sent += burst;
                 clock.advance(ms(took));
                 for _ in 0..burst {
-                    limiter.release(clock.now());
+                    limiter.release(|| clock.now());
                 }
                 if let Err(Wait::Slot(wait)) = limiter.acquire(clock.now()) {
                     clock.advance(wait);

@@ -10,50 +10,34 @@
     )
 )]
 
-/// As the standard library's, but nobody reading them is no reason to panic.
-macro_rules! eprint {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = write!(std::io::stderr(), $($text)*);
-    }};
-}
-macro_rules! eprintln {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($text)*);
-    }};
-}
+mod cli;
 
-mod cli {
-    pub(crate) mod args;
-    pub(crate) mod commands;
-    pub(crate) mod input;
-    pub(crate) mod progress;
-    pub(crate) mod results;
-}
-
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use cli::args::{self, Parsed};
-use cli::commands::{self, Failure};
+use cli::args;
+use cli::options::Parsed;
+use cli::{Failure, screen};
 
 fn main() -> ExitCode {
-    let mut as_json = false;
-    let exit = match args::parse(std::env::args_os().skip(1)) {
-        Ok(Parsed::Help(text)) => commands::print(&text),
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut as_json = args::wants_json(&words);
+    screen::configure(as_json, false);
+    let help = args::help_for(&words);
+    let exit = match args::parse(words) {
+        Ok(Parsed::Text(text)) => cli::print(&text),
         Ok(Parsed::Run(options)) => {
-            log_to_stderr(options.verbose);
             as_json = options.json;
-            commands::run(&options)
+            screen::configure(options.json, options.quiet);
+            log_to_screen(options.verbose, options.quiet);
+            cli::run(&options)
         }
-        Err(problem) => Err(Failure::usage(format!(
-            "{problem}\nTry 'genesys-attributes --help'."
-        ))),
+        Err(problem) => Err(Failure::usage(format!("{problem}\nTry '{help}'."))),
     };
     match exit {
         Ok(exit) => exit.code(),
         Err(failure) => {
-            failure.tell(as_json);
+            failure.report(as_json);
             failure.exit.code()
         }
     }
@@ -61,22 +45,20 @@ fn main() -> ExitCode {
 
 /// Warnings by default, or what `RUST_LOG` says, but never ureq's own records: at its trace level
 /// it writes down whole requests, the token among them.
-fn log_to_stderr(verbose: bool) {
-    use std::io::Write;
-
-    let default = if verbose { "debug" } else { "warn" };
+fn log_to_screen(verbose: bool, quiet: bool) {
+    let default = match (verbose, quiet) {
+        (true, _) => "debug",
+        (false, true) => "error",
+        (false, false) => "warn",
+    };
     let env = env_logger::Env::default().default_filter_or(default);
     env_logger::Builder::from_env(env)
-        .format(|out, record| {
-            if record.target().starts_with("ureq") {
-                return Ok(());
+        .format(|_, record| {
+            // Written there, so that it keeps clear of the progress.
+            if !record.target().starts_with("ureq") {
+                screen::log(record.level(), &record.args().to_string());
             }
-            writeln!(
-                out,
-                "{}: {}",
-                record.level().as_str().to_lowercase(),
-                record.args()
-            )
+            Ok(())
         })
         .init();
 }

@@ -4,10 +4,13 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde::de::{self, Deserialize, Deserializer};
+use serde::ser::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use crate::error::ErrorKind;
-use crate::histogram::{Histogram, Latency};
+use crate::histogram::Histogram;
+pub use crate::histogram::Latency;
 
 /// One counter.
 #[derive(Debug, Default)]
@@ -62,6 +65,26 @@ macro_rules! counters {
         }
 
         impl Metrics {
+            fn from_fields(fields: &serde_json::Map<String, Value>) -> Option<Metrics> {
+                let number = |name: &str| fields.get(name).and_then(Value::as_u64);
+                let latency = fields.get("latencyMs")?;
+                let filled: Vec<(u64, u64)> =
+                    serde_json::from_value(latency.get("buckets")?.clone()).ok()?;
+                let failed = fields.get("failed")?;
+                Some(Metrics {
+                    $($field: number($json)?,)*
+                    latency: Latency::from_parts(
+                        latency.get("sumMicros")?.as_u64()?,
+                        latency.get("maxMicros")?.as_u64()?,
+                        &filled,
+                    ),
+                    failed: std::array::from_fn(|i| {
+                        let name = ErrorKind::ALL.get(i).map_or("", |kind| kind.name());
+                        failed.get(name).and_then(Value::as_u64).unwrap_or(0)
+                    }),
+                })
+            }
+
             fn counters(&self) -> impl Iterator<Item = (&'static str, &'static str, &'static str, u64)> {
                 [$(($json, $prometheus, $help, self.$field),)*].into_iter()
             }
@@ -70,7 +93,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Calls of `update` and `update_with`, once each: the brief's `totalAttempts`.
+    /// Calls of `update` and `update_with`, once each.
     calls, "totalAttempts", "calls_total", "Calls of update.";
     /// Updates that were written and confirmed.
     applied, "applied", "applied_total", "Updates written and confirmed.";
@@ -123,11 +146,10 @@ impl Metrics {
         self.failed[kind as usize]
     }
 
-    /// The metrics as JSON. `totalAttempts`, `successfulUpdates`, `validationErrors`,
-    /// `lockingConflicts` and `averageLatencyMs` are the brief's names; latencies are in
-    /// milliseconds.
+    /// The metrics as JSON, latencies in milliseconds.
     pub fn to_json(&self) -> Value {
         let ms = |d: Duration| d.as_micros() as f64 / 1_000.0;
+        let (sum_micros, max_micros, buckets) = self.latency.parts();
         let mut out: serde_json::Map<String, Value> = self
             .counters()
             .map(|(name, _, _, value)| (name.to_owned(), value.into()))
@@ -143,6 +165,9 @@ impl Metrics {
                 "p90": ms(self.latency.quantile(0.9)),
                 "p99": ms(self.latency.quantile(0.99)),
                 "max": ms(self.latency.max()),
+                "sumMicros": sum_micros,
+                "maxMicros": max_micros,
+                "buckets": buckets,
             }),
         );
         let failed: serde_json::Map<String, Value> = ErrorKind::ALL
@@ -170,7 +195,7 @@ impl Metrics {
             out,
             "# HELP {PREFIX}failed_total Updates that failed, by kind.\n# TYPE {PREFIX}failed_total counter"
         );
-        for kind in ErrorKind::ALL {
+        for kind in ErrorKind::ALL.iter().copied() {
             let _ = writeln!(
                 out,
                 "{PREFIX}failed_total{{kind=\"{kind}\"}} {}",
@@ -202,6 +227,22 @@ impl Metrics {
     }
 }
 
+/// As [`Metrics::to_json`].
+impl Serialize for Metrics {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.to_json().serialize(serializer)
+    }
+}
+
+/// Reads what [`Metrics::to_json`] gives.
+impl<'de> Deserialize<'de> for Metrics {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fields = serde_json::Map::deserialize(deserializer)?;
+        Metrics::from_fields(&fields)
+            .ok_or_else(|| de::Error::custom("not the metrics of a client"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn json_keeps_the_brief_s_names() {
+    fn metrics_json_keeps_documented_names() {
         let json = some().to_json();
         assert_eq!(json["totalAttempts"], 3);
         assert_eq!(json["successfulUpdates"], 2);
@@ -228,10 +269,12 @@ mod tests {
         assert_eq!(json["averageLatencyMs"], 4.0);
         assert_eq!(json["latencyMs"]["count"], 2);
         assert_eq!(json["failed"], json!({ "rateLimited": 1 }));
+        let again: Metrics = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(again.to_json(), json);
     }
 
     #[test]
-    fn prometheus_text_is_well_formed() {
+    fn metrics_prometheus_text_is_well_formed() {
         let text = some().to_prometheus();
         for line in text.lines() {
             if let Some(comment) = line.strip_prefix("# ") {

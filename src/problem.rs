@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::error::{Error, ErrorKind, one_line, shortened};
+use crate::attributes::Attributes;
+use crate::error::{Error, ErrorKind, clip, one_line};
 use crate::http::{Body, Response};
 
 /// Which kind of failure a status means.
@@ -40,51 +41,57 @@ fn text(fields: &Map<String, Value>, name: &str) -> Option<String> {
 /// The error for an answer that is not a success. `what` names the thing that was addressed, such
 /// as `conversation c-1`.
 pub(crate) fn error_of(response: &Response, what: &str, retry_after: Option<Duration>) -> Error {
-    error_of_kind(kind_of(response.status), response, what, retry_after)
+    error_of_kind(kind_of(response.status), response, what, retry_after, &[])
 }
 
-/// As [`error_of`], where the target knows better than the status what the answer means.
+/// As [`error_of`], where the target knows better than the status what the answer means. Values of
+/// `hidden` are masked in the platform's text, which may quote them.
 pub(crate) fn error_of_kind(
     kind: ErrorKind,
     response: &Response,
     what: &str,
     retry_after: Option<Duration>,
+    hidden: &[&Attributes],
 ) -> Error {
     let status = response.status;
     let body = fields(response);
-    let (code, message) = (text(&body, "code"), text(&body, "message"));
+    let mask = |text: String| masked(text, hidden);
+    let (code, message) = (
+        text(&body, "code").map(mask),
+        text(&body, "message").map(mask),
+    );
     let permissions = if kind == ErrorKind::Forbidden {
         permissions(&body, message.as_deref())
     } else {
         Vec::new()
     };
 
-    let mut told = format!("{what}: the platform answered {status}");
+    let mut described = format!("{what}: the platform answered {status}");
     if let Some(code) = &code {
-        told += &format!(" {}", shortened(code, 100));
+        described += &format!(" {}", clip(code, 100));
     }
     if let Some(message) = &message {
-        told += &format!(" ({})", shortened(message.trim(), 400));
+        described += &format!(" ({})", clip(message.trim(), 400));
     } else if let Body::Whole(bytes) = &response.body
         && !bytes.is_empty()
     {
-        told += " with a body that is not the platform's: is a proxy or gateway in between?";
+        described += " with a body that is not the platform's: is a proxy or gateway in between?";
     }
     let correlation_id = response
         .correlation_id()
         .map(str::to_owned)
-        .or_else(|| text(&body, "contextId"));
+        .or_else(|| text(&body, "contextId").map(mask));
     if let Some(id) = &correlation_id {
-        told += &format!(" [correlation id {}]", shortened(id, 100));
+        described += &format!(" [correlation id {}]", clip(id, 100));
     }
     if let Some(advice) = advice(kind, status, &permissions, retry_after) {
-        told += ": ";
-        told += &advice;
+        described += ": ";
+        described += &advice;
     }
-    let error = Error::new(kind, told)
+    let error = Error::new(kind, described)
         .with_http_status(status)
-        .with_code(code)
-        .with_correlation_id(correlation_id.map(|id| one_line(&shortened(&id, 200))))
+        .with_code(code.map(|code| one_line(&clip(&code, 100))))
+        .with_correlation_id(correlation_id.map(|id| one_line(&clip(&id, 200))))
         .with_missing_permissions(permissions)
         .with_retry_after(retry_after);
     if matches!(status, 501 | 505) {
@@ -92,6 +99,53 @@ pub(crate) fn error_of_kind(
         return error.with_transient(false);
     }
     error
+}
+
+/// The text without the values: long ones wherever they stand, short ones where they stand alone.
+fn masked(mut text: String, hidden: &[&Attributes]) -> String {
+    const LONG: usize = 6;
+    const MASK: &str = "[value]";
+    let mut values = Vec::new();
+    for attributes in hidden {
+        for value in attributes.values() {
+            texts_of(value, &mut values);
+        }
+    }
+    // A value that is part of another must not leave the rest of that behind.
+    values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+    for value in values {
+        let mut from = 0;
+        while let Some(at) = text[from..].find(&value).map(|at| from + at) {
+            let end = at + value.len();
+            let alone = !text[..at].ends_with(char::is_alphanumeric)
+                && !text[end..].starts_with(char::is_alphanumeric);
+            if alone || value.len() >= LONG {
+                text.replace_range(at..end, MASK);
+                from = at + MASK.len();
+            } else {
+                from = end;
+            }
+        }
+    }
+    text
+}
+
+/// The texts as which a value may be quoted.
+fn texts_of(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::String(text) if !text.is_empty() => {
+            let quoted = Value::from(text.as_str()).to_string();
+            let escaped = &quoted[1..quoted.len() - 1];
+            if escaped != text {
+                found.push(escaped.to_owned());
+            }
+            found.push(text.clone());
+        }
+        Value::Number(number) => found.push(number.to_string()),
+        Value::Array(list) => list.iter().for_each(|value| texts_of(value, found)),
+        Value::Object(fields) => fields.values().for_each(|value| texts_of(value, found)),
+        Value::String(_) | Value::Bool(_) | Value::Null => {}
+    }
 }
 
 fn advice(
@@ -123,7 +177,9 @@ fn advice(
         ErrorKind::NotFound => {
             "check the id and the region; a conversation that ended long ago may be gone".into()
         }
-        ErrorKind::Conflict => "somebody else changed it in between".into(),
+        ErrorKind::Conflict => {
+            "optimistic locking conflict: somebody else changed it in between; run it again".into()
+        }
         ErrorKind::PayloadTooLarge => "send fewer or shorter attributes".into(),
         ErrorKind::RateLimited => match retry_after {
             Some(wait) => format!("try again in {} s, at a lower rate", wait.as_secs()),
@@ -173,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn every_status_has_the_documented_kind() {
+    fn problem_status_kind_table() {
         for (statuses, kind) in [
             (&[400, 405, 415, 422, 428][..], ErrorKind::InvalidInput),
             (&[401], ErrorKind::Auth),
@@ -193,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_403_names_its_permissions_in_both_places() {
+    fn problem_403_names_permissions_in_both_places() {
         for body in [
             r#"{"code":"missing.any.permissions","message":"x: [conversation:communication:view, conversation:participant:attributesedit]"}"#,
             r#"{"message":"no list","messageParams":{"permissions":"[conversation:communication:view,conversation:participant:attributesedit]"}}"#,
@@ -216,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_403_without_a_list_still_says_what_to_do() {
+    fn problem_403_without_list_says_what_to_do() {
         for body in [
             "",
             "<html>",
@@ -235,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn code_message_and_correlation_id_are_shown() {
+    fn problem_shows_code_message_and_correlation_id() {
         let response = Response::new(400)
             .with_header("ININ-Correlation-Id", "abc-1")
             .with_body(
@@ -256,14 +312,43 @@ mod tests {
     }
 
     #[test]
-    fn the_context_id_stands_in_for_a_missing_header() {
+    fn problem_context_id_replaces_missing_header() {
         let response = Response::new(404).with_body(r#"{"contextId":"ctx"}"#);
         assert_eq!(error_of(&response, "x", None).correlation_id(), Some("ctx"));
     }
 
     #[test]
-    fn a_server_that_cannot_do_it_is_not_worth_a_retry() {
+    fn problem_501_is_not_transient() {
         assert!(error_of(&Response::new(503), "x", None).is_transient());
         assert!(!error_of(&Response::new(501), "x", None).is_transient());
+    }
+
+    #[test]
+    fn problem_text_that_quotes_a_value_is_masked() {
+        let hidden = serde_json::json!({ "iban": "DE89370400440532013000", "pin": "42", "n": 7 });
+        let hidden = hidden.as_object().unwrap();
+        for (text, shown) in [
+            ("DE89370400440532013000 is bad", "[value] is bad"),
+            ("xDE89370400440532013000x", "x[value]x"),
+            ("got '42', not 420 or a42", "got '[value]', not 420 or a42"),
+            ("7 of 17", "[value] of 17"),
+        ] {
+            assert_eq!(masked(text.to_owned(), &[hidden]), shown);
+        }
+        let response = Response::new(400)
+            .with_body(r#"{"code":"bad.42","message":"DE89370400440532013000 is bad"}"#);
+        let error = error_of_kind(ErrorKind::InvalidInput, &response, "c", None, &[hidden]);
+        let shown = format!(
+            "{error} {error:?} {}",
+            serde_json::to_string(&error).unwrap()
+        );
+        assert!(!shown.contains("DE89") && !shown.contains("42"), "{shown}");
+    }
+
+    #[test]
+    fn problem_code_of_any_length_is_cut() {
+        let body = serde_json::json!({ "code": "x".repeat(900_000) }).to_string();
+        let error = error_of(&Response::new(400).with_body(body), "c", None);
+        assert!(error.code().unwrap_or_default().chars().count() <= 101);
     }
 }

@@ -1,8 +1,10 @@
 //! The regions of Genesys Cloud: a name or domain in, the login and API addresses out.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
 
-use crate::error::{Error, ErrorKind, Result, one_line, shortened};
+use crate::error::{Error, ErrorKind, Result, clip, one_line};
 
 /// AWS region and domain, as in the official JavaScript SDK, CLI and Terraform provider.
 const TABLE: [(&str, &str); 18] = [
@@ -36,7 +38,7 @@ const TABLE: [(&str, &str); 18] = [
 /// assert_eq!(region, Region::parse("mypurecloud.ie")?);
 /// # Ok::<(), genesys_attributes::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Region {
     domain: Cow<'static, str>,
 }
@@ -67,7 +69,7 @@ impl Region {
             ErrorKind::Config,
             format!(
                 "unknown region {:?}: use one of {}",
-                one_line(&shortened(name, 80)),
+                one_line(&clip(name, 80)),
                 choices.join(", ")
             ),
         ))
@@ -96,7 +98,7 @@ impl Region {
                 "region",
                 format!(
                     "{:?} is not a domain such as \"mypurecloud.com\"",
-                    shortened(domain, 80)
+                    clip(domain, 80)
                 ),
             ))
         }
@@ -123,12 +125,28 @@ impl Region {
     }
 }
 
+impl fmt::Display for Region {
+    /// Writes the domain, which [`Region::parse`] reads for a region of the table.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.domain)
+    }
+}
+
+impl FromStr for Region {
+    type Err = Error;
+
+    /// As [`Region::parse`].
+    fn from_str(name: &str) -> Result<Region> {
+        Region::parse(name)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_row_is_found_by_each_of_its_spellings() {
+    fn region_rows_are_found_by_each_spelling() {
         for (aws, domain) in Region::known() {
             for name in [
                 aws.to_owned(),
@@ -147,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_region_names_the_choices() {
+    fn region_unknown_names_choices() {
         for name in ["", "eu-west-9", "api.mypurecloud.com", "mars\n1"] {
             let error = Region::parse(name).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);
@@ -156,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn custom_domains_are_host_names_only() {
+    fn region_custom_domain_must_be_host_name() {
         assert_eq!(
             Region::custom("Example.org").unwrap().login_url(),
             "https://login.example.org"

@@ -1,13 +1,14 @@
-//! When to send again, and how long to wait before: a state machine that is fed with outcomes and
-//! the time, and has neither I/O nor a clock.
+//! How long to wait before a request is sent again, and whether there is time for it. It takes the
+//! time, and has neither I/O nor a clock.
 //!
-//! Three things end a request: an answer that a retry cannot improve is handed back; the attempts
-//! run out; or the next wait would end after the deadline, in which case the request fails at
-//! once with the last real error instead of sleeping first.
+//! A wait that would end after the deadline is not begun: the call then fails at once with the last
+//! real error.
 
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+pub use crate::limiter::RateLimit;
+use crate::random::Random;
 
 /// How often and for how long to try.
 ///
@@ -18,15 +19,17 @@ use crate::error::{Error, Result};
 /// let patient = RetryPolicy::default()
 ///     .with_max_attempts(10)
 ///     .with_deadline(Duration::from_secs(900));
-/// assert_eq!(patient.max_conflicts, 8);
+/// assert_eq!(patient.max_attempts, 10);
 /// ```
+#[must_use = "a policy does nothing until a builder is given it"]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RetryPolicy {
     /// How often one request is sent at most. Default 4.
     pub max_attempts: u32,
-    /// How many version conflicts one update settles at most. Default 8.
-    pub max_conflicts: u32,
+    /// How many version conflicts one update settles at most. Default `None`: one for every 4 s of
+    /// the deadline, and 8 at least.
+    pub max_conflicts: Option<u32>,
     /// The time for one update, counted from its first request; waits for the client's own rate
     /// limit are not counted. Default 300 s.
     pub deadline: Duration,
@@ -43,7 +46,7 @@ impl Default for RetryPolicy {
     fn default() -> RetryPolicy {
         RetryPolicy {
             max_attempts: 4,
-            max_conflicts: 8,
+            max_conflicts: None,
             deadline: Duration::from_secs(300),
             max_retry_after: Duration::from_secs(180),
             backoff_base: Duration::from_millis(500),
@@ -61,8 +64,14 @@ impl RetryPolicy {
 
     /// Sets how many version conflicts one update settles at most; 0 makes the first one final.
     pub fn with_max_conflicts(mut self, conflicts: u32) -> RetryPolicy {
-        self.max_conflicts = conflicts;
+        self.max_conflicts = Some(conflicts);
         self
+    }
+
+    /// How many conflicts an update settles.
+    pub(crate) fn conflict_budget(&self) -> u32 {
+        let by_deadline = u32::try_from(self.deadline.as_secs() / 4).unwrap_or(u32::MAX);
+        self.max_conflicts.unwrap_or(by_deadline.max(8))
     }
 
     /// Sets the time for one update.
@@ -117,133 +126,140 @@ impl RetryPolicy {
     }
 }
 
-/// What came of sending a request, as far as retrying is concerned.
+/// Why a call waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// An answer that a retry does not change.
-    Settled,
-    /// Told to slow down, perhaps with a time.
+pub(crate) enum Pause {
+    /// A failure that may pass; so many attempts were made.
+    Backoff { attempts: u32 },
+    /// Somebody else was faster; so many times before.
+    Conflict { before: u32 },
+    /// The platform asked to slow down, perhaps with a time.
     Throttled { retry_after: Option<Duration> },
-    /// A failure that may pass.
-    Fault,
 }
 
-/// What to do next.
+/// Who waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Send the request, with a limit of its own when little time is left.
-    Send { timeout: Option<Duration> },
-    /// Wait, then ask again.
-    Wait(Duration),
-    /// Hand the last outcome back: sending again would not help, or is not allowed any more.
-    HandBack,
+pub(crate) enum Patience {
+    /// A single call: all that the platform asks for counts against its deadline.
+    Deadline,
+    /// A line of a batch: what a 429 asks for does not count, however often; and a login that is
+    /// held off is the batch's to wait for.
+    Batch,
 }
 
-/// The first wait after a conflict, and the longest. Conflicts are races that are over at once,
-/// so they wait far less than faults do.
+/// The first wait after a conflict at least, and the longest. Conflicts are races that are over at
+/// once, so they wait far less than faults do.
 const CONFLICT_BASE: Duration = Duration::from_millis(20);
 const CONFLICT_MAX: Duration = Duration::from_secs(1);
+/// The wait after a 429 that does not say how long: the first, and the longest.
+const THROTTLED_BASE: Duration = Duration::from_secs(5);
+const THROTTLED_MAX: Duration = Duration::from_secs(60);
 
-/// The state of one update's retries.
+/// The time of one call.
 #[derive(Debug)]
-pub(crate) struct Retry {
+pub(crate) struct Budget {
     policy: RetryPolicy,
+    pub(crate) patience: Patience,
     /// The longest that one request takes by the limits of its phases.
     longest_request: Duration,
-    random: SplitMix64,
+    random: Random,
     deadline: Option<Instant>,
-    attempts: u32,
-    conflicts: u32,
+    /// Answers to slow down, without a time, one after the other.
+    throttled: u32,
+    /// How long the last request took.
+    pub(crate) round_trip: Duration,
 }
 
-impl Retry {
-    pub(crate) fn new(policy: RetryPolicy, longest_request: Duration, seed: u64) -> Retry {
-        Retry {
+impl Budget {
+    pub(crate) fn new(
+        policy: RetryPolicy,
+        patience: Patience,
+        longest_request: Duration,
+        random: Random,
+    ) -> Budget {
+        Budget {
             policy,
+            patience,
             longest_request,
-            random: SplitMix64(seed),
+            random,
             deadline: None,
-            attempts: 0,
-            conflicts: 0,
+            throttled: 0,
+            round_trip: Duration::ZERO,
         }
     }
 
-    /// A new request begins, of which so many attempts count as made.
-    pub(crate) fn begin(&mut self, attempts: u32) {
-        self.attempts = attempts;
+    /// Starts the deadline, the first time.
+    pub(crate) fn start(&mut self, now: Instant) {
+        self.deadline.get_or_insert(now + self.policy.deadline);
     }
 
-    /// Whether there is time to wait for `delay`. Always before the first request.
-    pub(crate) fn has_time(&self, delay: Duration, now: Instant) -> bool {
-        self.deadline
-            .is_none_or(|deadline| delay < deadline.saturating_duration_since(now))
+    /// How much time is left. Before the start all of it.
+    pub(crate) fn rest(&self, now: Instant) -> Duration {
+        self.deadline.map_or(self.policy.deadline, |deadline| {
+            deadline.saturating_duration_since(now)
+        })
     }
 
-    /// Whether the next request may be sent. The first call starts the deadline.
-    pub(crate) fn permitted(&mut self, now: Instant) -> Step {
-        let deadline = *self.deadline.get_or_insert(now + self.policy.deadline);
-        let rest = deadline.saturating_duration_since(now);
-        if rest.is_zero() {
-            return Step::HandBack;
-        }
-        self.attempts += 1;
-        Step::Send {
-            timeout: (rest < self.longest_request).then_some(rest),
-        }
+    /// The limit of a request that is sent now, where less than the longest one is left.
+    pub(crate) fn request_limit(&self, now: Instant) -> Option<Duration> {
+        let rest = self.rest(now);
+        (rest < self.longest_request).then_some(rest)
     }
 
-    /// Time that passed waiting for the client's own rate limit does not count.
+    /// Time that does not count.
     pub(crate) fn extend(&mut self, waited: Duration) {
         if let Some(deadline) = &mut self.deadline {
             *deadline += waited;
         }
     }
 
-    /// What to do after an attempt.
-    pub(crate) fn after(&mut self, outcome: Outcome, now: Instant) -> Step {
-        let delay = match outcome {
-            Outcome::Settled => return Step::HandBack,
-            Outcome::Throttled {
-                retry_after: Some(wait),
-            } => {
-                if wait > self.policy.max_retry_after {
-                    return Step::HandBack;
-                }
+    /// An answer came that is not a demand to slow down.
+    pub(crate) fn answered(&mut self) {
+        self.throttled = 0;
+    }
+
+    /// How long to wait. `None` when it would last beyond the deadline or is longer than the policy
+    /// waits.
+    pub(crate) fn pause(&mut self, pause: Pause, now: Instant) -> Option<Duration> {
+        let delay = match pause {
+            Pause::Throttled { retry_after } => {
+                let asked = match retry_after {
+                    Some(wait) if wait > self.policy.max_retry_after => return None,
+                    Some(wait) => wait,
+                    None => {
+                        self.throttled += 1;
+                        doubled(THROTTLED_BASE, self.throttled - 1, THROTTLED_MAX)
+                    }
+                };
                 // A floor: never earlier than asked, and not everybody at the same moment.
-                wait + self.random.up_to(self.policy.backoff_base)
+                asked + self.random.up_to(self.policy.backoff_base)
             }
-            Outcome::Throttled { retry_after: None } | Outcome::Fault => {
+            Pause::Backoff { attempts } => {
                 let ceiling = doubled(
                     self.policy.backoff_base,
-                    self.attempts.saturating_sub(1),
+                    attempts.saturating_sub(1),
                     self.policy.backoff_max,
                 );
                 self.random.up_to(ceiling)
             }
+            Pause::Conflict { before } => {
+                // The winner of the race needs a read and a write.
+                let base = CONFLICT_BASE.max(2 * self.round_trip.min(CONFLICT_MAX));
+                self.random
+                    .up_to(doubled(base, before, CONFLICT_MAX.max(16 * base)))
+            }
         };
-        if self.attempts >= self.policy.max_attempts {
-            return Step::HandBack;
-        }
-        self.wait(delay, now)
+        (self.is_free(pause) || self.has_time(delay, now)).then_some(delay)
     }
 
-    /// What to do after a version conflict.
-    pub(crate) fn conflicted(&mut self, now: Instant) -> Step {
-        if self.conflicts >= self.policy.max_conflicts {
-            return Step::HandBack;
-        }
-        let ceiling = doubled(CONFLICT_BASE, self.conflicts, CONFLICT_MAX);
-        self.conflicts += 1;
-        let delay = self.random.up_to(ceiling);
-        self.wait(delay, now)
+    /// Whether a pause does not count against the deadline.
+    pub(crate) fn is_free(&self, pause: Pause) -> bool {
+        self.patience == Patience::Batch && matches!(pause, Pause::Throttled { .. })
     }
 
-    fn wait(&self, delay: Duration, now: Instant) -> Step {
-        if self.has_time(delay, now) {
-            Step::Wait(delay)
-        } else {
-            Step::HandBack
-        }
+    /// Whether there is time to wait for `delay`. Always before the first request.
+    pub(crate) fn has_time(&self, delay: Duration, now: Instant) -> bool {
+        self.deadline.is_none() || delay < self.rest(now)
     }
 }
 
@@ -252,155 +268,131 @@ fn doubled(base: Duration, times: u32, max: Duration) -> Duration {
     base.saturating_mul(factor).min(max)
 }
 
-/// Steele, Lea and Flood's generator: enough for jitter, and eight bytes of state.
-#[derive(Debug)]
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// A random duration from zero to `most`, both included.
-    fn up_to(&mut self, most: Duration) -> Duration {
-        let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
-        let scaled = (u128::from(self.next()) * (u128::from(nanos) + 1)) >> 64;
-        Duration::from_nanos(scaled as u64)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::clock::{Clock, ManualClock};
-    use proptest::prelude::*;
 
-    const LONGEST: Duration = Duration::from_secs(55);
+    const LONGEST: Duration = Duration::from_secs(65);
 
     fn secs(n: u64) -> Duration {
         Duration::from_secs(n)
     }
 
-    fn started(policy: RetryPolicy, seed: u64, now: Instant) -> Retry {
-        let mut retry = Retry::new(policy, LONGEST, seed);
-        retry.begin(0);
-        assert_eq!(retry.permitted(now), Step::Send { timeout: None });
-        retry
+    fn millis(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn started(policy: RetryPolicy, seed: u64, now: Instant) -> Budget {
+        let mut budget = Budget::new(policy, Patience::Deadline, LONGEST, Random(seed));
+        budget.start(now);
+        budget
     }
 
     #[test]
-    fn one_attempt_by_table() {
+    fn pause_by_table() {
         let now = ManualClock::new().now();
-        let throttled = |s| Outcome::Throttled {
+        let asked = |s| Pause::Throttled {
             retry_after: Some(secs(s)),
         };
-        // Outcome, and the shortest and longest wait; none = handed back.
-        for (outcome, wait) in [
-            (Outcome::Settled, None),
-            (Outcome::Fault, Some((secs(0), Duration::from_millis(500)))),
+        let unasked = Pause::Throttled { retry_after: None };
+        // The shortest and the longest wait; none: it is not waited for.
+        for (pause, wait) in [
             (
-                Outcome::Throttled { retry_after: None },
-                Some((secs(0), Duration::from_millis(500))),
+                Pause::Backoff { attempts: 1 },
+                Some((millis(0), millis(500))),
             ),
-            (throttled(0), Some((secs(0), Duration::from_millis(500)))),
-            (throttled(7), Some((secs(7), Duration::from_millis(7_500)))),
+            (Pause::Backoff { attempts: 3 }, Some((millis(0), secs(2)))),
+            (Pause::Backoff { attempts: 99 }, Some((millis(0), secs(20)))),
+            (unasked, Some((secs(5), millis(5_500)))),
+            (asked(0), Some((secs(0), millis(500)))),
+            (asked(7), Some((secs(7), millis(7_500)))),
+            (asked(180), Some((secs(180), millis(180_500)))),
+            (asked(181), None),
+            (asked(86_400), None),
+            (Pause::Conflict { before: 0 }, Some((millis(0), millis(20)))),
             (
-                throttled(180),
-                Some((secs(180), Duration::from_millis(180_500))),
+                Pause::Conflict { before: 4 },
+                Some((millis(0), millis(320))),
             ),
-            (throttled(181), None),
-            (throttled(u64::MAX), None),
+            (Pause::Conflict { before: 60 }, Some((millis(0), secs(1)))),
         ] {
             for seed in 0..50 {
-                let step = started(RetryPolicy::default(), seed, now).after(outcome, now);
-                match (step, wait) {
-                    (Step::HandBack, None) => {}
-                    (Step::Wait(d), Some((least, most))) => {
-                        assert!(least <= d && d <= most, "{outcome:?}: {d:?}");
+                let found = started(RetryPolicy::default(), seed, now).pause(pause, now);
+                match (found, wait) {
+                    (None, None) => {}
+                    (Some(d), Some((least, most))) => {
+                        assert!(least <= d && d <= most, "{pause:?}: {d:?}");
                     }
-                    _ => panic!("{outcome:?}: {step:?}"),
+                    _ => panic!("{pause:?}: {found:?}"),
                 }
             }
         }
     }
 
     #[test]
-    fn attempts_are_counted_per_request() {
+    fn pause_without_a_retry_after_doubles_to_a_minute_and_starts_anew_after_an_answer() {
         let now = ManualClock::new().now();
-        let mut retry = started(RetryPolicy::default(), 1, now);
-        for _ in 0..3 {
-            assert!(matches!(retry.after(Outcome::Fault, now), Step::Wait(_)));
-            assert!(matches!(retry.permitted(now), Step::Send { .. }));
+        let mut budget = started(RetryPolicy::default(), 1, now);
+        let mut whole_seconds = || {
+            let pause = Pause::Throttled { retry_after: None };
+            budget.pause(pause, now).map(|d| d.as_secs())
+        };
+        for seconds in [5, 10, 20, 40, 60, 60] {
+            assert_eq!(whole_seconds(), Some(seconds));
         }
-        assert_eq!(retry.after(Outcome::Fault, now), Step::HandBack);
-        retry.begin(0);
-        assert!(matches!(retry.permitted(now), Step::Send { .. }));
-        assert!(matches!(retry.after(Outcome::Fault, now), Step::Wait(_)));
+        budget.answered();
+        let pause = Pause::Throttled { retry_after: None };
+        assert_eq!(budget.pause(pause, now).map(|d| d.as_secs()), Some(5));
     }
 
     #[test]
-    fn one_attempt_means_no_retry() {
+    fn pause_after_a_conflict_follows_the_round_trip() {
         let now = ManualClock::new().now();
-        let mut retry = started(RetryPolicy::default().with_max_attempts(1), 1, now);
-        assert_eq!(retry.after(Outcome::Fault, now), Step::HandBack);
-    }
-
-    #[test]
-    fn conflicts_are_bounded_and_wait_little() {
-        let now = ManualClock::new().now();
-        let mut retry = started(RetryPolicy::default(), 3, now);
-        for n in 0..8 {
-            let Step::Wait(delay) = retry.conflicted(now) else {
-                panic!("conflict {n}")
-            };
-            assert!(
-                delay <= Duration::from_millis(20 << n).min(secs(1)),
-                "{delay:?}"
-            );
-        }
-        assert_eq!(retry.conflicted(now), Step::HandBack);
-    }
-
-    #[test]
-    fn the_deadline_shortens_the_last_request_and_forbids_the_next() {
-        let clock = ManualClock::new();
-        let mut retry = started(RetryPolicy::default(), 1, clock.now());
-        clock.advance(secs(290));
-        assert_eq!(
-            retry.permitted(clock.now()),
-            Step::Send {
-                timeout: Some(secs(10))
-            }
+        let mut budget = started(RetryPolicy::default(), 1, now);
+        budget.round_trip = millis(50);
+        let longest = (0..200)
+            .filter_map(|_| budget.pause(Pause::Conflict { before: 0 }, now))
+            .max();
+        assert!(
+            longest.is_some_and(|d| d > millis(90) && d <= millis(100)),
+            "{longest:?}"
         );
-        clock.advance(secs(10));
-        assert_eq!(retry.permitted(clock.now()), Step::HandBack);
-        // Waiting for the rate limit moves it.
-        retry.extend(secs(100));
-        assert_eq!(retry.permitted(clock.now()), Step::Send { timeout: None });
     }
 
     #[test]
-    fn it_never_sleeps_into_the_deadline() {
+    fn deadline_shortens_the_last_request_and_moves_with_what_does_not_count() {
+        let clock = ManualClock::new();
+        let mut budget = started(RetryPolicy::default(), 1, clock.now());
+        assert_eq!(budget.request_limit(clock.now()), None);
+        clock.advance(secs(290));
+        assert_eq!(budget.request_limit(clock.now()), Some(secs(10)));
+        clock.advance(secs(10));
+        assert_eq!(budget.rest(clock.now()), Duration::ZERO);
+        budget.extend(secs(100));
+        assert_eq!(budget.rest(clock.now()), secs(100));
+        assert_eq!(budget.request_limit(clock.now()), None);
+    }
+
+    #[test]
+    fn pause_into_the_deadline_is_not_begun_but_in_a_batch() {
         let clock = ManualClock::new();
         let policy = RetryPolicy::default().with_deadline(secs(10));
-        let mut retry = Retry::new(policy, LONGEST, 1);
-        retry.begin(0);
-        retry.permitted(clock.now());
-        let step = retry.after(
-            Outcome::Throttled {
-                retry_after: Some(secs(10)),
-            },
-            clock.now(),
+        let pause = Pause::Throttled {
+            retry_after: Some(secs(10)),
+        };
+        assert_eq!(
+            started(policy, 1, clock.now()).pause(pause, clock.now()),
+            None
         );
-        assert_eq!(step, Step::HandBack);
+        let mut patient = started(policy, 1, clock.now());
+        patient.patience = Patience::Batch;
+        assert!(patient.is_free(pause) && patient.pause(pause, clock.now()).is_some());
+        assert!(!patient.is_free(Pause::Backoff { attempts: 1 }));
     }
 
     #[test]
-    fn policies_are_checked() {
+    fn retry_policy_out_of_range_is_refused() {
         assert!(RetryPolicy::default().check().is_ok());
         for bad in [
             RetryPolicy::default().with_max_attempts(0),
@@ -411,79 +403,6 @@ mod tests {
             RetryPolicy::default().with_backoff(secs(2), Duration::MAX),
         ] {
             assert!(bad.check().is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn jitter_covers_its_range() {
-        let mut random = SplitMix64(42);
-        let most = Duration::from_nanos(3);
-        let mut seen = [false; 4];
-        for _ in 0..200 {
-            seen[random.up_to(most).as_nanos() as usize] = true;
-        }
-        assert_eq!(seen, [true; 4]);
-        assert_eq!(random.up_to(Duration::ZERO), Duration::ZERO);
-    }
-
-    fn outcome() -> impl Strategy<Value = Outcome> {
-        prop_oneof![
-            Just(Outcome::Fault),
-            Just(Outcome::Throttled { retry_after: None }),
-            (0u64..400).prop_map(|s| Outcome::Throttled {
-                retry_after: Some(secs(s))
-            }),
-        ]
-    }
-
-    proptest! {
-        /// Whatever happens: no wait is shorter than the server asked, none ends after the
-        /// deadline, no request is sent after it, and the attempts are bounded.
-        #[test]
-        fn invariants_hold(
-            seed: u64,
-            deadline in 1u64..400,
-            attempts in 1u32..6,
-            events in prop::collection::vec((outcome(), 0u64..30_000), 1..40),
-        ) {
-            let policy = RetryPolicy::default()
-                .with_max_attempts(attempts)
-                .with_deadline(secs(deadline));
-            let clock = ManualClock::new();
-            let end = clock.now() + secs(deadline);
-            let mut retry = Retry::new(policy, LONGEST, seed);
-            retry.begin(0);
-            let mut sent = 0;
-            for (outcome, took) in events {
-                match retry.permitted(clock.now()) {
-                    Step::Send { timeout } => {
-                        sent += 1;
-                        prop_assert!(clock.now() < end);
-                        prop_assert_eq!(timeout.is_some(), end - clock.now() < LONGEST);
-                    }
-                    step => {
-                        prop_assert_eq!(step, Step::HandBack);
-                        prop_assert!(clock.now() >= end);
-                        break;
-                    }
-                }
-                clock.advance(Duration::from_millis(took));
-                match retry.after(outcome, clock.now()) {
-                    Step::Wait(delay) => {
-                        if let Outcome::Throttled { retry_after: Some(asked) } = outcome {
-                            prop_assert!(delay >= asked);
-                            prop_assert!(asked <= policy.max_retry_after);
-                        }
-                        prop_assert!(clock.now() + delay < end);
-                        clock.advance(delay);
-                    }
-                    step => {
-                        prop_assert_eq!(step, Step::HandBack);
-                        break;
-                    }
-                }
-            }
-            prop_assert!(sent <= attempts);
         }
     }
 }

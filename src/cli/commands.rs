@@ -1,212 +1,144 @@
-//! What each command does.
+//! The commands of one update or none, and the check of an input.
 
-use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufReader, IsTerminal, Seek, SeekFrom, Write};
-use std::ops::ControlFlow;
-use std::path::Path;
-use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::io::{self, Read, Write};
 
 use genesys_attributes::{
-    BatchOutcome, BatchReport, BatchStatus, Cancel, Client, ClientBuilder, Error, ErrorKind,
-    JsonLines, LineError, RateLimit, StopReason, Target, Update,
+    Client, Error, ErrorKind, Identity, Receipt, Schema, Target, TargetKind, Update,
 };
 use serde::Serialize;
+use serde_json::Value;
 
-use super::args::{Batch, Command, Input, Options};
-use super::input::{self, Line, Lines, Source};
-use super::progress::{self, Progress};
-use super::results::{self, Past, Results};
+use super::client::{client, schema};
+use super::diff::diff;
+use super::files::Files;
+use super::options::{Assignment, Change, Given, Input, Options};
+use super::records::{Lines, Opened, cut};
+use super::{Exit, Failure, Run, closed, print, print_json, screen};
 
-/// The exit status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Exit {
-    Done,
-    Failed,
-    Usage,
-    Stopped,
-    OutputClosed,
-    RateLimited,
-    /// Nobody reads what is printed any more, which is no failure.
-    Quiet,
-}
+/// The most that is read as one value.
+const MAX_VALUE: u64 = 1 << 20;
 
-impl Exit {
-    pub(crate) fn code(self) -> ExitCode {
-        ExitCode::from(match self {
-            Exit::Done | Exit::Quiet => 0,
-            Exit::Failed => 1,
-            Exit::Usage => 2,
-            Exit::Stopped => 3,
-            Exit::OutputClosed => 4,
-            Exit::RateLimited => 5,
-        })
+/// Says which target is used where none was named.
+fn note_target(options: &Options, target: &Target, given: bool) {
+    if !given && !options.json {
+        screen::note(&format!(
+            "no target is given, so the conversation {} itself is addressed (--conversation); on \
+             the live platform use --participant, --secure or --custom",
+            target.conversation_id()
+        ));
     }
 }
 
-/// Why a command ends without its result.
-pub(crate) struct Failure {
-    pub(crate) exit: Exit,
-    pub(crate) message: String,
-    /// The library's error, for machines.
-    pub(crate) error: Option<Box<Error>>,
+/// Refuses one file for two purposes.
+fn check_files(options: &Options, stdin_for_value: bool) -> Result<(), Failure> {
+    let client = &options.client;
+    let settings = client.credentials.as_deref().or(client.settings.as_deref());
+    let from_stdin = settings.is_some_and(|path| path.as_os_str() == "-");
+    if from_stdin && stdin_for_value {
+        return Err(Failure::usage(
+            "standard input can give a value or the settings, not both",
+        ));
+    }
+    Files::default()
+        .read("the settings file", settings)
+        .and_then(|files| files.written("--audit", client.audit.as_deref()))
+        .and_then(|files| files.streams(from_stdin))
+        .map_err(Failure::usage)?;
+    Ok(())
 }
 
-impl Failure {
-    pub(crate) fn usage(message: impl Into<String>) -> Failure {
-        Failure {
-            exit: Exit::Usage,
-            message: message.into(),
-            error: None,
-        }
+pub(crate) fn update(options: &Options, change: &Change) -> Run {
+    let stdin = |a: &Assignment| matches!(a.value, Given::StandardInput);
+    check_files(options, change.assignments.iter().any(stdin))?;
+    let mut update = change.update.clone();
+    for assignment in &change.assignments {
+        let value = value_of(assignment).map_err(Failure::usage)?;
+        update = update.set(assignment.key.as_str(), value);
     }
-
-    /// Says why on standard error, unless nobody is to be told.
-    pub(crate) fn tell(&self, as_json: bool) {
-        match &self.error {
-            _ if self.exit == Exit::Quiet => {}
-            Some(error) if as_json => {
-                if let Ok(text) = serde_json::to_string(error) {
-                    eprintln!("{text}");
-                }
-            }
-            _ => eprintln!("genesys-attributes: {}", self.message),
-        }
-    }
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Failure {
-        let exit = match error.kind() {
-            ErrorKind::Config => Exit::Usage,
-            _ => Exit::Failed,
-        };
-        let mut message = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(error) = cause {
-            message += &format!("\n  because: {error}");
-            cause = error.source();
-        }
-        Failure {
-            exit,
-            message,
-            error: Some(Box::new(error)),
-        }
-    }
-}
-
-type Run = Result<Exit, Failure>;
-
-/// Prints text that ends a command. A closed pipe ends it quietly.
-pub(crate) fn print(text: &str) -> Run {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => Ok(Exit::Done),
-        Err(error) => Err(closed(&error, Exit::Quiet)),
-    }
-}
-
-fn closed(error: &io::Error, exit: Exit) -> Failure {
-    let exit = match error.kind() {
-        io::ErrorKind::BrokenPipe => exit,
-        _ => Exit::Usage,
-    };
-    Failure {
-        exit,
-        message: format!("standard output cannot be written: {error}"),
-        error: None,
-    }
-}
-
-fn print_json(value: &impl Serialize) -> Run {
-    match serde_json::to_string_pretty(value) {
-        Ok(text) => print(&(text + "\n")),
-        Err(error) => Err(Failure::usage(error.to_string())),
-    }
-}
-
-pub(crate) fn run(options: &Options) -> Run {
-    match &options.command {
-        Command::Update(update) => run_update(options, update),
-        Command::Get(target) => get(options, target),
-        Command::Batch(batch) if batch.dry_run => dry_run(options, batch),
-        Command::Batch(batch) => run_batch(options, batch),
-        Command::Validate(input) => {
-            validate(options, Opened::of(input)?.lines()?, |_| true).map(|(exit, _)| exit)
-        }
-        Command::Check => check(options),
-    }
-}
-
-/// The client that the settings and options make.
-fn client(options: &Options, workers: usize) -> Result<Client, Failure> {
-    let mut builder = match &options.credentials {
-        None => ClientBuilder::from_env()?,
-        Some(path) => {
-            let settings = settings(path)?;
-            ClientBuilder::from_variables(|name| Ok(settings.get(name).cloned()))?
-        }
-    };
-    if let Some(per_minute) = options.rate {
-        builder = builder.rate_limit(match per_minute {
-            0 => RateLimit::unlimited(),
-            n => RateLimit::per_minute(n),
-        });
-    }
-    if let Some(path) = &options.audit {
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(path)
-            .map_err(|e| {
-                Failure::usage(format!(
-                    "the audit file {} cannot be opened: {e}",
-                    path.display()
-                ))
-            })?;
-        builder = builder.audit(JsonLines::new(file));
-    }
-    Ok(builder.max_idle_connections(workers.max(4)).build()?)
-}
-
-/// `NAME=VALUE` lines, as a shell would read them: `export`, quotes and comments are understood.
-fn settings(path: &Path) -> Result<HashMap<String, String>, Failure> {
-    let shown = path.display();
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Failure::usage(format!("the settings file {shown} cannot be read: {e}")))?;
-    let mut settings = HashMap::new();
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let line = line.strip_prefix("export ").unwrap_or(line);
-        // The line itself may hold a secret: only its number is told.
-        let (name, value) = line.split_once('=').ok_or_else(|| {
-            Failure::usage(format!("line {} of {shown} is not NAME=VALUE", index + 1))
-        })?;
-        let value = value.trim();
-        let unquoted = ['"', '\'']
-            .iter()
-            .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
-        settings.insert(name.trim().to_owned(), unquoted.unwrap_or(value).to_owned());
-    }
-    Ok(settings)
-}
-
-fn run_update(options: &Options, update: &Update) -> Run {
     // What is wrong with the update is told without any settings.
-    update.validate()?;
-    let receipt = client(options, 1)?.update(update)?;
-    if options.json {
-        return print_json(&receipt);
+    checked(&update, schema(options)?.as_ref())?;
+    if change.verify {
+        update = update.verify();
     }
+    note_target(options, update.target(), change.target_given);
+    let client = client(options, 1)?;
+    if change.dry_run {
+        return show_diff(options, &client, &update);
+    }
+    let receipt = client.update(&update)?;
+    match options.json {
+        true => print_json(&receipt)?,
+        false => print(&in_words(&receipt))?,
+    };
+    if receipt.audit_failed {
+        screen::error("the update was made, but its audit record was lost");
+        return Ok(Exit::AuditLost);
+    }
+    Ok(Exit::Done)
+}
+
+/// Checks an update against the platform's limits and the caller's own schema.
+fn checked(update: &Update, schema: Option<&Schema>) -> Result<(), Error> {
+    match schema {
+        Some(schema) => schema.validate(update),
+        None => update.validate(),
+    }
+}
+
+fn value_of(assignment: &Assignment) -> Result<Value, String> {
+    let key = &assignment.key;
+    let text = match &assignment.value {
+        Given::Text(text) => text.clone(),
+        Given::File(path) => {
+            // The name may be a value that begins with @.
+            let read = File::open(path).and_then(|file| limited(&file));
+            read.map_err(|e| {
+                format!(
+                    "the file for {key:?} cannot be read: {e} (text that begins with @ is written \
+                     as KEY:='\"@...\"')"
+                )
+            })?
+        }
+        Given::StandardInput => limited(io::stdin().lock())
+            .map_err(|e| format!("the value of {key:?} cannot be read from standard input: {e}"))?,
+    };
+    match assignment.is_json {
+        true => {
+            serde_json::from_str(&text).map_err(|_| format!("the value of {key:?} is not JSON"))
+        }
+        false => Ok(Value::from(text)),
+    }
+}
+
+/// Text without the end of its last line.
+fn limited(source: impl Read) -> io::Result<String> {
+    let mut text = String::new();
+    source.take(MAX_VALUE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_VALUE {
+        return Err(io::Error::other("it is longer than 1 MiB"));
+    }
+    let bare = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(bare.strip_suffix('\r').unwrap_or(bare).to_owned())
+}
+
+fn show_diff(options: &Options, client: &Client, update: &Update) -> Run {
+    let diff = diff(client, update)?;
+    if options.json {
+        return print_json(&diff);
+    }
+    let id = update.target().conversation_id();
+    print(&format!(
+        "{}: {id} ({}), nothing is written\n{}",
+        diff.status,
+        diff.target,
+        diff.text()
+    ))
+}
+
+fn in_words(receipt: &Receipt) -> String {
     let mut text = format!("{}: {}", receipt.outcome.name(), receipt.conversation_id);
-    if let Some(item) = &receipt.item {
+    if let Some(item) = &receipt.resource_id {
         text += &format!(" / {item}");
     }
     match (&receipt.version, &receipt.previous_version) {
@@ -216,137 +148,149 @@ fn run_update(options: &Options, update: &Update) -> Run {
         (Some(now), _) => text += &format!(", version {now}"),
         (None, _) => {}
     }
-    text += &format!(
-        ", {} writes, {} requests, {:.0?}\n",
-        receipt.attempts, receipt.requests, receipt.latency
-    );
-    print(&text)
+    let many = |count: u32, what: &str| match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    };
+    text + &format!(
+        ", {}, {}, {:.0?}\n",
+        many(receipt.attempts, "write"),
+        many(receipt.requests, "request"),
+        receipt.latency
+    )
 }
 
-fn get(options: &Options, target: &Target) -> Run {
-    print_json(&client(options, 1)?.read(target)?)
+pub(crate) fn get(options: &Options, target: &Target, target_given: bool) -> Run {
+    check_files(options, false)?;
+    note_target(options, target, target_given);
+    let snapshot = client(options, 1)?.read(target)?;
+    // These reads do not tell whether the conversation has ended.
+    if !matches!(target.kind(), TargetKind::Secure | TargetKind::Custom) {
+        return print_json(&snapshot);
+    }
+    let mut shown = serde_json::to_value(&snapshot).unwrap_or_default();
+    if let Some(fields) = shown.as_object_mut() {
+        fields.remove("conversationEnded");
+    }
+    print_json(&shown)
 }
 
-fn check(options: &Options) -> Run {
-    let identity = client(options, 1)?.verify_credentials()?;
+/// What the bulk look-up of participants takes.
+const BULK_PERMISSION: &str = "analytics:conversationDetail:view";
+
+/// Whether the permission for the bulk look-up is there; `None` with the reason where the platform
+/// did not tell.
+#[derive(Serialize)]
+struct BulkLookUp {
+    permitted: Option<bool>,
+    permission: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Error>,
+}
+
+impl BulkLookUp {
+    /// Asks for a conversation that nobody has: one request. `None` where the settings make the
+    /// client look nothing up, so that nothing was sent.
+    fn of(client: &Client) -> Option<BulkLookUp> {
+        let before = client.metrics().requests;
+        let nobody = Target::participant("00000000-0000-4000-8000-000000000000", "customer");
+        let (permitted, error) = match client.prefetch_participants([&nobody]) {
+            Ok(_) => (Some(true), None),
+            Err(error) if error.kind() == ErrorKind::Forbidden => (Some(false), None),
+            Err(error) => (None, Some(error)),
+        };
+        (client.metrics().requests > before).then_some(BulkLookUp {
+            permitted,
+            permission: BULK_PERMISSION,
+            error,
+        })
+    }
+
+    fn in_words(&self) -> String {
+        match (self.permitted, &self.error) {
+            (Some(true), _) => format!("permitted ({BULK_PERMISSION})"),
+            (_, Some(error)) => format!("unknown: {error}"),
+            _ => format!(
+                "not permitted: a participant by purpose takes 2 requests instead of 1; grant \
+                 {BULK_PERMISSION} to the OAuth client"
+            ),
+        }
+    }
+}
+
+pub(crate) fn check(options: &Options) -> Run {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Checked {
+        #[serde(flatten)]
+        identity: Identity,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        bulk_look_up: Option<BulkLookUp>,
+    }
+
+    check_files(options, false)?;
+    let client = client(options, 1)?;
+    let identity = client.verify_credentials()?;
+    let bulk_look_up = BulkLookUp::of(&client);
     if options.json {
-        return print_json(&identity);
+        return print_json(&Checked {
+            identity,
+            bulk_look_up,
+        });
     }
     let or_unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
+    let bulk = match &bulk_look_up {
+        Some(bulk) => bulk.in_words(),
+        None => "not used with these settings".into(),
+    };
     print(&format!(
         "The settings are complete and the login works.\n\
-         organization: {} ({})\nOAuth client: {} ({})\ntoken until:  {}\n",
+         organization: {} ({})\nOAuth client: {} ({})\ntoken until:  {}\nbulk look-up: {bulk}\n",
         or_unknown(&identity.organization_name),
         or_unknown(&identity.organization_id),
         or_unknown(&identity.client_name),
         or_unknown(&identity.client_id),
-        or_unknown(&identity.expires_at),
+        or_unknown(&identity.expires_at.map(genesys_attributes::rfc3339)),
     ))
 }
 
-/// An input that can be read from its beginning again, if it is a file.
-struct Opened<'a> {
-    input: &'a Input,
-    spool: Option<File>,
-}
-
-impl<'a> Opened<'a> {
-    fn of(input: &'a Input) -> Result<Opened<'a>, Failure> {
-        let opened = Opened { input, spool: None };
-        // Told at once, rather than after the settings are checked. A pipe is opened only once:
-        // what one reader has taken out of it, the next does not see.
-        if !opened.is_stream() {
-            if input.file.as_ref().is_some_and(|path| path.is_dir()) {
-                return Err(Failure::usage(format!(
-                    "the input {} cannot be read: it is a directory",
-                    opened.name()
-                )));
-            }
-            opened.source()?;
-        }
-        Ok(opened)
+pub(crate) fn validate(options: &Options, input: &Input) -> Run {
+    Files::default()
+        .read("the input", input.file.as_deref())
+        .and_then(|files| files.streams(input.file.is_none()))
+        .map_err(Failure::usage)?;
+    let opened = Opened::of(input).map_err(Failure::usage)?;
+    let lines = opened.lines().map_err(Failure::usage)?;
+    let (valid, refused) = refusals(lines, schema(options)?.as_ref(), |_| true)?;
+    if options.json {
+        let summary = serde_json::json!({ "valid": valid, "refused": refused });
+        screen::json(&summary.to_string());
+    } else {
+        screen::note(&format!(
+            "{valid} lines are valid, {refused} would be refused"
+        ));
     }
-
-    /// Whether it can be read only once: standard input, a named pipe, a process substitution.
-    fn is_stream(&self) -> bool {
-        match &self.input.file {
-            None => true,
-            Some(path) => {
-                std::fs::metadata(path).is_ok_and(|data| !data.is_file() && !data.is_dir())
-            }
-        }
-    }
-
-    /// Keeps such an input in a file, so that it can be read more than once.
-    fn spool(&mut self) -> Result<(), Failure> {
-        if self.is_stream() && self.spool.is_none() {
-            self.spool = Some(input::spooled(self.source()?).map_err(|e| {
-                Failure::usage(format!(
-                    "the input {} cannot be kept for a resume: {e}",
-                    self.name()
-                ))
-            })?);
-        }
-        Ok(())
-    }
-
-    fn source(&self) -> Result<Source, Failure> {
-        let opened = match &self.spool {
-            Some(spool) => spool.try_clone().and_then(|mut file| {
-                file.seek(SeekFrom::Start(0))?;
-                Ok(Box::new(BufReader::with_capacity(1 << 16, file)) as Source)
-            }),
-            None => input::open(self.input.file.as_deref()),
-        };
-        opened.map_err(|e| Failure::usage(format!("the input {} cannot be read: {e}", self.name())))
-    }
-
-    fn lines(&self) -> Result<Lines, Failure> {
-        let source = self.source()?;
-        if self.input.csv {
-            Lines::csv(source).map_err(Failure::usage)
-        } else {
-            Ok(Lines::json(source))
-        }
-    }
-
-    fn name(&self) -> String {
-        match &self.input.file {
-            Some(path) => path.display().to_string(),
-            None => "from standard input".into(),
-        }
-    }
-
-    /// How many lines there are, where that can be known without waiting for them.
-    fn count(&self) -> Option<u64> {
-        let mut file = match (&self.spool, &self.input.file) {
-            (Some(spool), _) => spool.try_clone().ok()?,
-            (None, Some(path)) if !self.is_stream() => File::open(path).ok()?,
-            _ => return None,
-        };
-        let regular = file.metadata().is_ok_and(|data| data.is_file());
-        let header = u64::from(self.input.csv);
-        regular
-            .then(|| input::count_lines(&mut file).ok())
-            .flatten()
-            .map(|lines| lines.saturating_sub(header))
-    }
+    Ok(if refused == 0 {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
 }
 
 /// Checks every wanted line without any network, and prints those that would be refused. Gives
-/// the number of lines that would be sent, too.
-fn validate(
-    options: &Options,
+/// how many would be sent and how many would be refused.
+pub(crate) fn refusals(
     mut lines: Lines,
+    schema: Option<&Schema>,
     wanted: impl Fn(u64) -> bool,
-) -> Result<(Exit, u64), Failure> {
+) -> Result<(u64, u64), Failure> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Refused<'a> {
         line: u64,
         #[serde(skip_serializing_if = "Option::is_none")]
         conversation_id: Option<&'a str>,
-        status: BatchStatus,
+        status: &'a str,
         error: Error,
     }
 
@@ -354,8 +298,8 @@ fn validate(
     let (mut valid, mut refused) = (0u64, 0u64);
     for line in lines.wanted(wanted) {
         let result = match &line.update {
-            Ok(update) => update.validate(),
-            Err(problem) => Err(Error::new(ErrorKind::InvalidInput, problem.to_string())),
+            Ok(update) => checked(update, schema),
+            Err(problem) => Err(Error::new(ErrorKind::InvalidInput, problem.as_str())),
         };
         let Err(error) = result else {
             valid += 1;
@@ -369,277 +313,20 @@ fn validate(
                 .as_ref()
                 .ok()
                 .map(|update| update.target().conversation_id()),
-            status: BatchStatus::Failed,
+            status: "failed",
             error,
         };
         let written = serde_json::to_writer(&mut out, &record)
             .map_err(io::Error::from)
             .and_then(|()| out.write_all(b"\n"));
         if let Err(error) = written {
-            return Err(closed(&error, Exit::Quiet));
+            return Err(closed(&error, Exit::BrokenPipe));
         }
     }
-    out.flush().map_err(|error| closed(&error, Exit::Quiet))?;
-    fail_if_cut(&mut lines.failed)?;
-    if options.json {
-        let summary = serde_json::json!({ "valid": valid, "refused": refused });
-        eprintln!("{summary}");
-    } else if progress::is_watched() {
-        eprintln!("{valid} lines are valid, {refused} would be refused");
-    }
-    let exit = if refused == 0 {
-        Exit::Done
-    } else {
-        Exit::Failed
-    };
-    Ok((exit, valid))
-}
-
-fn fail_if_cut(failed: &mut Option<io::Error>) -> Result<(), Failure> {
-    match failed.take() {
-        None => Ok(()),
-        Some(error) => Err(Failure::usage(format!(
-            "the input could not be read to its end: {error}"
-        ))),
-    }
-}
-
-/// The results file, and what earlier runs left in it.
-fn resumed(opened: &mut Opened<'_>, batch: &Batch) -> Result<(Option<Results>, Past), Failure> {
-    let path = match &batch.results {
-        Some(path) if !batch.dry_run || path.exists() => path,
-        _ => return Ok((None, Past::default())),
-    };
-    let mut results = Results::open(path, batch.resume).map_err(Failure::usage)?;
-    let mut past = results.past().map_err(Failure::usage)?;
-    if !past.is_empty() {
-        opened.spool()?;
-        let lines = || opened.lines().map_err(|failure| failure.message);
-        results.check(&past, lines).map_err(Failure::usage)?;
-        if batch.retry_failed && !batch.dry_run {
-            results
-                .reopen_after_failed(&mut past, opened.lines()?)
-                .map_err(Failure::usage)?;
-        }
-    }
-    Ok((Some(results), past))
-}
-
-fn dry_run(options: &Options, batch: &Batch) -> Run {
-    let mut opened = Opened::of(&batch.input)?;
-    let (_results, past) = resumed(&mut opened, batch)?;
-    let (exit, valid) = validate(options, opened.lines()?, |line| {
-        past.wants(line, batch.retry_failed)
-    })?;
-    eprintln!("{valid} updates would be sent");
-    Ok(exit)
-}
-
-/// Refuses one file for two purposes, which would spoil it.
-fn files_differ(options: &Options, batch: &Batch) -> Result<(), Failure> {
-    let files = [
-        ("the input", &batch.input.file),
-        ("--results", &batch.results),
-        ("--audit", &options.audit),
-    ];
-    for (index, (name, file)) in files.iter().enumerate() {
-        for (other_name, other) in &files[index + 1..] {
-            if let (Some(file), Some(other)) = (file, other)
-                && (file == other
-                    || matches!((file.canonicalize(), other.canonicalize()), (Ok(a), Ok(b)) if a == b))
-            {
-                return Err(Failure::usage(format!(
-                    "{name} and {other_name} are the same file: {}",
-                    file.display()
-                )));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn run_batch(options: &Options, batch: &Batch) -> Run {
-    files_differ(options, batch)?;
-    let mut opened = Opened::of(&batch.input)?;
-    let client = client(options, batch.workers)?;
-    let (mut results, past) = resumed(&mut opened, batch)?;
-    let lines = opened.lines()?;
-    let total = progress::is_watched()
-        .then(|| opened.count())
-        .flatten()
-        .map(|lines| lines.saturating_sub(past.settled(batch.retry_failed)));
-    // Where the outcomes themselves scroll by on the terminal, a line that moves would mix with them.
-    let mut progress = (batch.results.is_some() || !io::stdout().is_terminal())
-        .then(|| Progress::start(total))
-        .flatten();
-
-    let mut engine = genesys_attributes::Batch::new(&client).workers(batch.workers);
-    if let Some(failures) = batch.stop_after {
-        engine = engine.stop_after(failures);
-    }
-    let mut unwritable: Option<Failure> = None;
-    let past = Arc::new(past);
-    let wanted = {
-        let (past, retry_failed) = (past.clone(), batch.retry_failed);
-        move |line| past.wants(line, retry_failed)
-    };
-    let mut lines = Reader::start(lines, wanted, engine.cancel_handle());
-    let report = engine.run_tagged(lines.by_ref(), |digest, outcome| {
-        if let Some(progress) = &mut progress {
-            progress.count(outcome);
-        }
-        match write_outcome(&mut results, outcome, digest) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(failure) => {
-                unwritable.get_or_insert(failure);
-                ControlFlow::Break(())
-            }
-        }
-    });
-    if let Some(progress) = progress {
-        progress.end();
-    }
-    if let Some(results) = &results
-        && let Err(error) = results.sync()
-    {
-        eprintln!("genesys-attributes: the results may not survive a loss of power: {error}");
-    }
-    summarize(options, &report);
-    if let Some(failure) = unwritable {
-        return Err(failure);
-    }
-    fail_if_cut(&mut lines.failed)?;
-    let earlier = if batch.retry_failed {
-        0
-    } else {
-        past.failures()
-    };
-    if earlier > 0 {
-        eprintln!(
-            "genesys-attributes: {earlier} lines failed for good in an earlier run; \
-             --retry-failed runs them again"
-        );
-    }
-    Ok(match exit_of(&report) {
-        Exit::Done if earlier > 0 => Exit::Failed,
-        exit => exit,
-    })
-}
-
-/// Reads the input on a thread of its own, so that a batch that stops early does not wait for an
-/// input that gives nothing.
-struct Reader {
-    lines: Receiver<Result<Line, io::Error>>,
-    /// Until it was found to have ended.
-    thread: Option<JoinHandle<()>>,
-    cancel: Cancel,
-    failed: Option<io::Error>,
-}
-
-impl Reader {
-    fn start(
-        mut lines: Lines,
-        wanted: impl Fn(u64) -> bool + Send + 'static,
-        cancel: Cancel,
-    ) -> Reader {
-        // A line may be large: few of them wait here.
-        let (sender, receiver) = sync_channel(2);
-        let thread = std::thread::spawn(move || {
-            for line in lines.wanted(wanted) {
-                if sender.send(Ok(line)).is_err() {
-                    return;
-                }
-            }
-            if let Some(error) = lines.failed.take() {
-                // Nobody is there to hear it when the batch has stopped.
-                let _ = sender.send(Err(error));
-            }
-        });
-        Reader {
-            lines: receiver,
-            thread: Some(thread),
-            cancel,
-            failed: None,
-        }
-    }
-}
-
-impl Iterator for Reader {
-    type Item = (u64, u64, Result<Update, LineError>);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            match self.lines.recv_timeout(Duration::from_millis(100)) {
-                Ok(Ok(line)) => return Some((line.number, line.digest, line.update)),
-                Ok(Err(error)) => {
-                    self.failed = Some(error);
-                    return None;
-                }
-                Err(RecvTimeoutError::Timeout) if self.cancel.is_cancelled() => return None,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    let ended = self.thread.take().map(JoinHandle::join);
-                    if let Some(Err(_)) = ended {
-                        self.failed = Some(io::Error::other("its reader panicked"));
-                    }
-                    return None;
-                }
-            }
-        }
-    }
-}
-
-/// Each outcome is one write, so that a crash tears the last line at most.
-fn write_outcome(
-    results: &mut Option<Results>,
-    outcome: &BatchOutcome,
-    digest: u64,
-) -> Result<(), Failure> {
-    match results {
-        Some(results) => results::line_of(outcome, digest)
-            .and_then(|line| results.write(&line))
-            .map_err(|e| Failure::usage(format!("the results file cannot be written: {e}"))),
-        None => serde_json::to_vec(outcome)
-            .map_err(io::Error::from)
-            .and_then(|mut line| {
-                line.push(b'\n');
-                let mut out = io::stdout().lock();
-                out.write_all(&line)?;
-                out.flush()
-            })
-            .map_err(|error| closed(&error, Exit::OutputClosed)),
-    }
-}
-
-fn summarize(options: &Options, report: &BatchReport) {
-    if options.json {
-        if let Ok(text) = serde_json::to_string(report) {
-            eprintln!("{text}");
-        }
-    } else if progress::is_watched() {
-        eprint!("{}", progress::summary(report));
-    }
-    let why = match report.stopped {
-        None | Some(StopReason::Break | StopReason::Cancelled) => return,
-        Some(StopReason::Failures) => "as many lines failed as --stop-after allows",
-        Some(StopReason::Auth) => "the credentials were refused",
-        Some(StopReason::Forbidden) => {
-            "the first 20 results were all the same refusal (once it is mended, --retry-failed \
-             runs them again)"
-        }
-        Some(StopReason::RateLimited) => {
-            "the platform asks to wait for longer than is waited for; run the same command later"
-        }
-        Some(_) => "it could not go on",
-    };
-    eprintln!("genesys-attributes: stopped early: {why}; lines without an outcome were not sent");
-}
-
-fn exit_of(report: &BatchReport) -> Exit {
-    match report.stopped {
-        Some(StopReason::RateLimited) => Exit::RateLimited,
-        Some(_) => Exit::Stopped,
-        None if report.is_complete() => Exit::Done,
-        None => Exit::Failed,
+    out.flush()
+        .map_err(|error| closed(&error, Exit::BrokenPipe))?;
+    match lines.failed.take() {
+        Some(error) => Err(Failure::usage(cut(error))),
+        None => Ok((valid, refused)),
     }
 }

@@ -114,17 +114,20 @@ fn help_and_version_need_nothing() {
         assert_eq!((ended.code, ended.err.as_str()), (0, ""));
         assert!(ended.out.contains("genesys-attributes"));
     }
-    let help = run(bare().args(["batch", "--help"])).out;
-    for text in [
-        "update",
-        "get",
-        "batch",
-        "validate",
-        "check",
-        "--resume",
-        "Exit status",
-    ] {
+    let help = run(bare().arg("--help")).out;
+    for text in ["update", "get", "batch", "validate", "check", "status"] {
         assert!(help.contains(text), "{text}");
+    }
+    for args in [
+        &["batch", "--help"][..],
+        &["help", "batch"],
+        &["-h", "batch"],
+    ] {
+        let help = run(bare().args(args)).out;
+        for text in ["--resume", "--max-outage", "--shard", "Exit status"] {
+            assert!(help.contains(text), "{text}");
+        }
+        assert!(!help.contains("--if-version"));
     }
 }
 
@@ -156,7 +159,10 @@ fn wrong_usage_is_status_2_and_says_why() {
             "--resume",
         ),
         (&["batch", "a", "--workers", "0"], "--workers"),
-        (&["batch", "a", "--workers", "x"], "x"),
+        (
+            &["batch", "a", "--workers", "x"],
+            "--workers takes a number",
+        ),
         (&["batch", "--frob"], "--frob"),
         (&["batch", "/nonexistent/input"], "cannot be read"),
     ] {
@@ -226,9 +232,39 @@ fn update_get_and_check() {
 }
 
 #[test]
+fn check_says_whether_the_bulk_look_up_is_permitted() {
+    for (status, words, permitted) in [
+        (200, "bulk look-up: permitted (", json!(true)),
+        (403, "bulk look-up: not permitted: ", json!(false)),
+        (404, "bulk look-up: unknown: ", Value::Null),
+    ] {
+        let store = Store::default();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let server = store.serve(move |req, _| {
+            req.path.contains("/analytics/").then(|| {
+                count.fetch_add(1, Ordering::SeqCst);
+                Resp::json(status, r#"{"conversations":[]}"#)
+            })
+        });
+        let ended = run(program(&server).arg("check"));
+        assert_eq!(ended.code, 0, "{}", ended.err);
+        assert!(ended.out.contains(words), "{}", ended.out);
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        let ended = run(program(&server).args(["check", "--json"]));
+        let checked: Value = serde_json::from_str(&ended.out).unwrap();
+        let bulk = &checked["bulkLookUp"];
+        assert_eq!(bulk["permitted"], permitted, "{bulk}");
+        assert_eq!(bulk["permission"], "analytics:conversationDetail:view");
+        assert_eq!(bulk.get("error").is_some(), permitted.is_null());
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
+    }
+}
+
+#[test]
 fn an_invalid_update_is_told_before_any_setting_is_needed() {
     let ended = run(bare().args(["update", "c 1", "k:=1.5", "=x"]));
-    assert_eq!(ended.code, 1);
+    assert_eq!(ended.code, 2);
     for part in ["conversationId", "\"k\"", "empty key"] {
         assert!(ended.err.contains(part), "{}", ended.err);
     }
@@ -255,7 +291,7 @@ fn settings_come_from_a_file_and_no_secret_is_shown() {
         "the library's own log is there: {}",
         ended.err
     );
-    for secret in [SECRET, "store-token", "cli-value-9X", "Basic "] {
+    for secret in [SECRET, "sandbox-token", "cli-value-9X", "Basic "] {
         assert!(!ended.err.contains(secret), "{}", ended.err);
     }
     let broken = folder.file("broken", format!("{SECRET}\n"));
@@ -268,6 +304,31 @@ fn settings_come_from_a_file_and_no_secret_is_shown() {
     );
     let ended = run(bare().args(["check", "--credentials", "/nonexistent/file"]));
     assert_eq!(ended.code, 2);
+}
+
+/// A thread's stack that no address space holds: whoever starts one fails.
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn update_with_a_deadline_and_a_host_name_starts_no_thread() {
+    let folder = Folder::new("threads");
+    let (_store, server) = plain();
+    let url = server.url().replace("127.0.0.1", "localhost");
+    let without_threads = |timeouts: &str| {
+        let settings = format!(
+            r#"{{"baseUrl": "{url}", "clientId": "id", "clientSecret": "{SECRET}", "proxy": false,
+                "retry": {{"deadlineSeconds": 60, "maxAttempts": 1}}, "timeouts": {timeouts}}}"#
+        );
+        let settings = folder.file("settings", settings);
+        let mut command = bare();
+        command.env("RUST_MIN_STACK", (1_u64 << 50).to_string());
+        let words = ["update", "c-1", "n:=1", "--conversation", "--settings"];
+        run(command.args(words).arg(settings))
+    };
+    let ended = without_threads("{}");
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    // The price of a limit on looking names up; and the proof that a thread would be noticed.
+    let ended = without_threads(r#"{"resolveSeconds": 30}"#);
+    assert_ne!(ended.code, 0, "{}", ended.out);
 }
 
 #[test]
@@ -289,7 +350,16 @@ fn batch_reads_json_lines_and_writes_json_lines() {
     ] {
         let ended = with_stdin(program(&server).args(args), text);
         assert_eq!(ended.code, 1);
-        assert_eq!(ended.err, "", "nothing but results when nobody watches");
+        assert!(
+            ended.err.starts_with("genesys-attributes: 8 lines in "),
+            "{}",
+            ended.err
+        );
+        assert!(
+            ended.err.contains("5  invalidInput (lines 2, 4, 5, 6, 7)"),
+            "{}",
+            ended.err
+        );
         let mut found = records(&ended.out);
         found.sort_by_key(|record| record["line"].as_u64());
         let told: Vec<(u64, &str)> = found
@@ -358,6 +428,45 @@ fn batch_reads_csv() {
 }
 
 #[test]
+fn schema_file_is_checked_by_validate_update_and_batch_before_anything_is_sent() {
+    let folder = Folder::new("schema-file");
+    let rules = r#"{"keys": {"n": {"type": "integer", "max": 5}}, "onlyKnownKeys": true}"#;
+    let schema = folder.file("schema", rules);
+    let input = folder.file("input", [line("a", 5), line("b", 6)].concat());
+    let with_schema = |command: &mut Command, words: &[&str]| {
+        let ended = run(command.args(words).arg("--schema-file").arg(&schema));
+        let refused = if words.contains(&"update") { 2 } else { 1 };
+        assert_eq!(ended.code, refused, "{words:?}: {}", ended.err);
+        ended
+    };
+    let (_store, server) = plain();
+    let path = input.to_str().unwrap();
+    let validated = with_schema(&mut bare(), &["validate", path]);
+    assert_eq!(records(&validated.out)[0]["line"], 2);
+    let rehearsed = with_schema(&mut bare(), &["batch", "--dry-run", path]);
+    assert_eq!(records(&rehearsed.out)[0]["line"], 2);
+    let words = ["update", "a", "other=x", "--conversation"];
+    let updated = with_schema(&mut bare(), &words);
+    assert!(updated.err.contains("\"other\""), "{}", updated.err);
+    let words = ["batch", path];
+    let batched = records(&with_schema(&mut program(&server), &words).out);
+    let refused = batched.iter().find(|record| record["line"] == 2).unwrap();
+    assert_eq!(refused["error"]["violations"][0]["rule"], "schema");
+    let others = batched.iter().filter(|record| record["line"] != 2);
+    assert!(
+        others.eq(batched
+            .iter()
+            .filter(|record| record["status"] == "applied"))
+    );
+    let broken = folder.file("broken", "{\"key\": {}}");
+    let ended = run(bare()
+        .args(["validate", path, "--schema-file"])
+        .arg(&broken));
+    assert_eq!(ended.code, 2);
+    assert!(ended.err.contains("broken"), "{}", ended.err);
+}
+
+#[test]
 fn validate_needs_no_network_and_names_lines() {
     let folder = Folder::new("validate");
     let input = folder.file(
@@ -388,7 +497,7 @@ fn validate_needs_no_network_and_names_lines() {
 fn a_closed_pipe_ends_quietly_or_with_its_own_status() {
     let (_, server) = plain();
     let folder = Folder::new("pipe");
-    let bad: String = (0..20_000).map(|_| "nope\n").collect();
+    let bad: String = line("a", 1) + &"nope\n".repeat(20_000);
     let bad = folder.file("bad", bad);
     let good: String = (0..2_000).map(|n| line(&format!("c-{n}"), n)).collect();
     let good = folder.file("good", good);
@@ -414,7 +523,7 @@ fn a_closed_pipe_ends_quietly_or_with_its_own_status() {
         (0, String::new())
     );
     assert_eq!(
-        run_closed(program(&server).args(["get", "c-1"])),
+        run_closed(program(&server).args(["get", "c-1", "--conversation"])),
         (0, String::new())
     );
     let (code, err) = run_closed(program(&server).args(["batch", "--rate", "0"]).arg(&good));
@@ -774,7 +883,8 @@ fn kills_and_resumes_lose_nothing() {
         None
     });
     let folder = Folder::new("kill");
-    let (conversations, rounds) = (40u64, 25u64);
+    // More than the kills can let through, however late they come.
+    let (conversations, rounds) = (40u64, 75u64);
     let text: String = (0..conversations * rounds)
         .map(|i| line(&format!("c-{}", i % conversations), i / conversations))
         .collect();
@@ -808,3 +918,74 @@ fn kills_and_resumes_lose_nothing() {
         });
     }
 }
+
+/// Four processes share one input; each is killed several times and resumed.
+#[test]
+fn four_shards_killed_and_resumed_apply_every_line_once() {
+    let store = Store::default();
+    let requests = Arc::new(AtomicUsize::new(0));
+    let limit = Arc::new(AtomicUsize::new(usize::MAX));
+    let reached: Arc<std::sync::Mutex<Gate>> = Arc::default();
+    let (count, most, gate) = (requests.clone(), limit.clone(), reached.clone());
+    let server = store.serve(move |req, _| {
+        if req.path != "/oauth/token"
+            && count.fetch_add(1, Ordering::SeqCst) + 1 == most.load(Ordering::SeqCst)
+        {
+            gate.lock().unwrap().open();
+        }
+        None
+    });
+    let folder = Folder::new("shards");
+    let (conversations, rounds) = (40u64, 40u64);
+    let text: String = (0..conversations * rounds)
+        .map(|i| line(&format!("c-{}", i % conversations), i / conversations))
+        .collect();
+    let input = folder.file("in", text);
+    let files: Vec<PathBuf> = (1..=4).map(|n| folder.path(&format!("done{n}"))).collect();
+    let shard = |index: usize| {
+        let mut command = resume(&server, &input, &files[index]);
+        command.args(["--shard", &format!("{}/4", index + 1)]);
+        command
+    };
+    for kill in 0..6usize {
+        let next = Gate::new();
+        *reached.lock().unwrap() = next.clone();
+        limit.store(
+            requests.load(Ordering::SeqCst) + 20 + kill * 17 % 43,
+            Ordering::SeqCst,
+        );
+        let mut running: Vec<_> = (0..4).map(|n| shard(n).spawn().unwrap()).collect();
+        next.wait();
+        // Each time another one is killed first.
+        running.rotate_left(kill % 4);
+        for child in &mut running {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+    limit.store(usize::MAX, Ordering::SeqCst);
+    let running: Vec<_> = (0..4)
+        .map(|n| shard(n).stderr(Stdio::piped()).spawn().unwrap())
+        .collect();
+    for child in running {
+        let ended = ended(child.wait_with_output().unwrap());
+        assert_eq!(ended.code, 0, "{}", ended.err);
+    }
+    let mut lines = std::collections::BTreeSet::new();
+    for file in &files {
+        for (line, outcomes) in results(file) {
+            assert!(lines.insert(line), "line {line} is in two parts");
+            let successes = outcomes.iter().filter(|o| o["status"] == "applied").count();
+            assert_eq!(successes, 1, "line {line}: {outcomes:?}");
+        }
+    }
+    assert!(lines.into_iter().eq(1..=conversations * rounds));
+    for n in 0..conversations {
+        store.with(&format!("c-{n}"), |c| {
+            assert_eq!(c.attributes["n"], rounds - 1);
+        });
+    }
+}
+
+mod files;
+mod operator;

@@ -1,4 +1,6 @@
 //! Settings, from code and from the environment: what is taken, and what is refused by name before anything is sent.
+//!
+//! Long, since it is tables: a row for each setting and each way to get it wrong.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -68,10 +70,10 @@ fn refused(builder: ClientBuilder, setting: &str) -> Error {
 // ---------------------------------------------------------------------------------------------------------------------
 // Environment
 
-const BRIEF: [(&str, &str); 3] = [
+const CLOUD: [(&str, &str); 3] = [
     ("GENESYS_CLOUD_REGION", "eu-central-1"),
-    ("GENESYS_CLOUD_CLIENT_ID", "brief-id"),
-    ("GENESYS_CLOUD_CLIENT_SECRET", "brief-secret"),
+    ("GENESYS_CLOUD_CLIENT_ID", "cloud-id"),
+    ("GENESYS_CLOUD_CLIENT_SECRET", "cloud-secret"),
 ];
 const OFFICIAL: [(&str, &str); 3] = [
     ("GENESYSCLOUD_REGION", "us-west-2"),
@@ -96,17 +98,17 @@ fn and(
 }
 
 /// `id:secret` of each, as a login carries it.
-const BRIEF_BASIC: &str = "Basic YnJpZWYtaWQ6YnJpZWYtc2VjcmV0";
+const CLOUD_BASIC: &str = "Basic Y2xvdWQtaWQ6Y2xvdWQtc2VjcmV0";
 const OFFICIAL_BASIC: &str = "Basic b2ZmaWNpYWwtaWQ6b2ZmaWNpYWwtc2VjcmV0";
 
 #[test]
-fn one_whole_family_of_variables_is_taken() {
+fn environment_families_are_never_mixed() {
     for (name, variables, first, authorization) in [
         (
-            "the brief's",
-            and(&BRIEF, &[]),
+            "the family of this library",
+            and(&CLOUD, &[]),
             "https://login.mypurecloud.de/oauth/token",
-            BRIEF_BASIC,
+            CLOUD_BASIC,
         ),
         (
             "the official tools'",
@@ -115,16 +117,16 @@ fn one_whole_family_of_variables_is_taken() {
             OFFICIAL_BASIC,
         ),
         (
-            "the brief's goes first",
-            and(&OFFICIAL, &BRIEF),
+            "the family of this library goes first",
+            and(&OFFICIAL, &CLOUD),
             "https://login.mypurecloud.de/oauth/token",
-            BRIEF_BASIC,
+            CLOUD_BASIC,
         ),
         (
             "also before a token",
-            and(&BRIEF, &[TOKEN]),
+            and(&CLOUD, &[TOKEN]),
             "https://login.mypurecloud.de/oauth/token",
-            BRIEF_BASIC,
+            CLOUD_BASIC,
         ),
         (
             "a token",
@@ -158,10 +160,10 @@ fn one_whole_family_of_variables_is_taken() {
             OFFICIAL_BASIC,
         ),
         (
-            "an address goes with the brief's",
-            and(&BRIEF, &[BASE]),
+            "an address goes with the family of this library",
+            and(&CLOUD, &[BASE]),
             "http://127.0.0.1:8080/gw/oauth/token",
-            BRIEF_BASIC,
+            CLOUD_BASIC,
         ),
         (
             "and with the official ones",
@@ -171,9 +173,9 @@ fn one_whole_family_of_variables_is_taken() {
         ),
         (
             "the region may be left out then",
-            and(&BRIEF[1..], &[BASE]),
+            and(&CLOUD[1..], &[BASE]),
             "http://127.0.0.1:8080/gw/oauth/token",
-            BRIEF_BASIC,
+            CLOUD_BASIC,
         ),
         (
             "and with a token",
@@ -183,24 +185,24 @@ fn one_whole_family_of_variables_is_taken() {
         ),
         (
             "an empty address counts as none",
-            and(&BRIEF, &[("GENESYS_CLOUD_BASE_URL", " ")]),
+            and(&CLOUD, &[("GENESYS_CLOUD_BASE_URL", " ")]),
             "https://login.mypurecloud.de/oauth/token",
-            BRIEF_BASIC,
+            CLOUD_BASIC,
         ),
         (
             "a region by its domain",
             and(
-                &BRIEF[1..],
+                &CLOUD[1..],
                 &[("GENESYS_CLOUD_REGION", "mypurecloud.com.au")],
             ),
             "https://login.mypurecloud.com.au/oauth/token",
-            BRIEF_BASIC,
+            CLOUD_BASIC,
         ),
         (
             "a region with underscores and space around it",
-            and(&BRIEF[1..], &[("GENESYS_CLOUD_REGION", " EU_WEST_2\n")]),
+            and(&CLOUD[1..], &[("GENESYS_CLOUD_REGION", " EU_WEST_2\n")]),
             "https://login.euw2.pure.cloud/oauth/token",
-            BRIEF_BASIC,
+            CLOUD_BASIC,
         ),
     ] {
         let requests = requests_of(from(&variables).unwrap()).unwrap();
@@ -210,20 +212,20 @@ fn one_whole_family_of_variables_is_taken() {
 }
 
 #[test]
-fn a_missing_or_wrong_variable_is_named() {
+fn environment_missing_or_wrong_variable_is_named() {
     for (name, variables, missing) in [
         ("nothing", vec![], "GENESYS_CLOUD_REGION"),
         ("only an address", vec![BASE], "GENESYS_CLOUD_CLIENT_ID"),
-        ("no region", and(&BRIEF[1..], &[]), "GENESYS_CLOUD_REGION"),
-        ("no id", vec![BRIEF[0], BRIEF[2]], "GENESYS_CLOUD_CLIENT_ID"),
+        ("no region", and(&CLOUD[1..], &[]), "GENESYS_CLOUD_REGION"),
+        ("no id", vec![CLOUD[0], CLOUD[2]], "GENESYS_CLOUD_CLIENT_ID"),
         (
             "no secret",
-            and(&BRIEF[..2], &[]),
+            and(&CLOUD[..2], &[]),
             "GENESYS_CLOUD_CLIENT_SECRET",
         ),
         (
             "an empty secret",
-            and(&BRIEF, &[("GENESYS_CLOUD_CLIENT_SECRET", " ")]),
+            and(&CLOUD, &[("GENESYS_CLOUD_CLIENT_SECRET", " ")]),
             "GENESYS_CLOUD_CLIENT_SECRET",
         ),
         (
@@ -246,30 +248,30 @@ fn a_missing_or_wrong_variable_is_named() {
             and(&OFFICIAL[..2], &[]),
             "GENESYSCLOUD_OAUTHCLIENT_SECRET",
         ),
-        // The families are never mixed: one variable of the brief's asks for all of them.
+        // The families are never mixed: one variable of the first asks for all of it.
         (
             "a mixture",
-            and(&OFFICIAL, &BRIEF[..1]),
+            and(&OFFICIAL, &CLOUD[..1]),
             "GENESYS_CLOUD_CLIENT_ID",
         ),
         (
             "a mixture",
-            and(&OFFICIAL, &BRIEF[1..2]),
+            and(&OFFICIAL, &CLOUD[1..2]),
             "GENESYS_CLOUD_REGION",
         ),
         (
             "a mixture",
-            and(&OFFICIAL, &BRIEF[..2]),
+            and(&OFFICIAL, &CLOUD[..2]),
             "GENESYS_CLOUD_CLIENT_SECRET",
         ),
         (
             "a mixture with a token",
-            vec![OFFICIAL[0], TOKEN, BRIEF[0]],
+            vec![OFFICIAL[0], TOKEN, CLOUD[0]],
             "GENESYS_CLOUD_CLIENT_ID",
         ),
         (
             "an unknown region",
-            and(&BRIEF, &[("GENESYS_CLOUD_REGION", "eu-west-9")]),
+            and(&CLOUD, &[("GENESYS_CLOUD_REGION", "eu-west-9")]),
             "GENESYS_CLOUD_REGION",
         ),
         (
@@ -280,19 +282,24 @@ fn a_missing_or_wrong_variable_is_named() {
         // The address does not make a wrong region right.
         (
             "an unknown region with an address",
-            and(&BRIEF, &[("GENESYS_CLOUD_REGION", "eu-west-9"), BASE]),
+            and(&CLOUD, &[("GENESYS_CLOUD_REGION", "eu-west-9"), BASE]),
             "GENESYS_CLOUD_REGION",
         ),
     ] {
         let error = from(&variables).expect_err(name);
         assert_eq!(error.kind(), ErrorKind::Config, "{name}");
-        assert!(error.to_string().starts_with(missing), "{name}: {error}");
+        let start = if name.starts_with("an unknown") {
+            format!("{missing}: ")
+        } else {
+            format!("missing required environment variables: {missing} is not set; set all of ")
+        };
+        assert!(error.to_string().starts_with(&start), "{name}: {error}");
         assert!(!error.to_string().contains("-secret"), "{error}");
     }
 }
 
 #[test]
-fn what_a_lookup_fails_with_is_passed_on() {
+fn variable_lookup_error_is_passed_on() {
     let error = ClientBuilder::from_variables(|name| match name {
         "GENESYS_CLOUD_CLIENT_SECRET" => Err(Error::new(ErrorKind::Config, "the vault is closed")),
         _ => Ok(Some("eu-west-1".to_owned())),
@@ -302,9 +309,9 @@ fn what_a_lookup_fails_with_is_passed_on() {
 }
 
 #[test]
-fn a_bad_address_from_the_environment_is_refused() {
+fn environment_bad_base_url_is_config_error() {
     let variables = and(
-        &BRIEF,
+        &CLOUD,
         &[("GENESYS_CLOUD_BASE_URL", "http://gateway.example")],
     );
     refused(from(&variables).unwrap(), "base_url");
@@ -314,7 +321,7 @@ fn a_bad_address_from_the_environment_is_refused() {
 // Addresses
 
 #[test]
-fn an_unknown_region_lists_the_known_ones() {
+fn region_unknown_lists_known_ones() {
     for name in [
         "",
         "eu-west-9",
@@ -329,7 +336,7 @@ fn an_unknown_region_lists_the_known_ones() {
 }
 
 #[test]
-fn a_custom_domain_is_used_for_both_addresses() {
+fn custom_domain_sets_api_and_login_urls() {
     let region = Region::custom("pure.example.org").unwrap();
     let builder = Client::builder(region, Credentials::new("id", "secret"));
     let paths: Vec<_> = requests_of(builder)
@@ -345,7 +352,7 @@ fn a_custom_domain_is_used_for_both_addresses() {
 }
 
 #[test]
-fn http_is_for_loopback_or_for_those_who_allow_it() {
+fn http_url_beyond_loopback_needs_allow_http() {
     for (url, loopback) in [
         ("http://127.0.0.1:8080", true),
         ("http://127.1.2.3", true),
@@ -378,7 +385,7 @@ fn http_is_for_loopback_or_for_those_who_allow_it() {
 }
 
 #[test]
-fn addresses_are_taken_with_their_path_and_without_the_slash_at_its_end() {
+fn base_url_with_path_is_kept_without_trailing_slash() {
     for (url, base) in [
         ("https://gateway.example", "https://gateway.example"),
         ("https://gateway.example/", "https://gateway.example"),
@@ -406,7 +413,7 @@ fn addresses_are_taken_with_their_path_and_without_the_slash_at_its_end() {
 }
 
 #[test]
-fn what_is_no_address_is_refused() {
+fn base_url_invalid_is_config_error() {
     for url in [
         "",
         " ",
@@ -439,7 +446,7 @@ fn what_is_no_address_is_refused() {
 }
 
 #[test]
-fn an_address_with_a_password_is_shown_nowhere() {
+fn base_url_with_password_is_refused_and_not_shown() {
     let builder = builder().base_url("https://user:pa55word@gateway.example");
     let shown = format!("{builder:?}");
     assert!(!shown.contains("pa55word"), "{shown}");
@@ -449,7 +456,7 @@ fn an_address_with_a_password_is_shown_nowhere() {
 // Credentials
 
 #[test]
-fn credentials_that_cannot_be_sent_are_refused_without_showing_them() {
+fn credentials_unsendable_are_refused_without_showing_them() {
     for (id, secret, setting) in [
         ("", "secret", "client id"),
         ("id", "", "client secret"),
@@ -471,7 +478,7 @@ fn credentials_that_cannot_be_sent_are_refused_without_showing_them() {
 }
 
 #[test]
-fn a_client_id_with_a_colon_is_refused() {
+fn client_id_with_colon_is_config_error() {
     // RFC 7617: the secret would begin at the wrong place.
     let builder = Client::builder(region(), Credentials::new("i:d", "secret"));
     refused(builder, "client id");
@@ -481,7 +488,7 @@ fn a_client_id_with_a_colon_is_refused() {
 // Numbers
 
 #[test]
-fn absurd_settings_are_refused_by_name() {
+fn settings_out_of_range_are_refused_by_name() {
     let retry = RetryPolicy::default;
     let timeouts = Timeouts::default;
     let limits = ValidationLimits::default;
@@ -579,7 +586,7 @@ fn absurd_settings_are_refused_by_name() {
 }
 
 #[test]
-fn the_edges_of_the_settings_are_taken() {
+fn settings_at_limits_are_accepted() {
     for builder in [
         builder().retry(
             RetryPolicy::default()
@@ -611,7 +618,7 @@ fn the_edges_of_the_settings_are_taken() {
 }
 
 #[test]
-fn a_client_with_extreme_settings_still_works() {
+fn client_with_extreme_settings_updates() {
     let fake = Fake::new();
     fake.token()
         .get(7)
@@ -635,9 +642,9 @@ fn a_client_with_extreme_settings_still_works() {
 }
 
 #[test]
-fn the_defaults_are_the_documented_ones() {
+fn defaults_match_documentation() {
     let retry = RetryPolicy::default();
-    assert_eq!((retry.max_attempts, retry.max_conflicts), (4, 8));
+    assert_eq!((retry.max_attempts, retry.max_conflicts), (4, None));
     assert_eq!(
         (retry.deadline, retry.max_retry_after),
         (secs(300), secs(180))
@@ -656,7 +663,7 @@ fn the_defaults_are_the_documented_ones() {
 }
 
 #[test]
-fn the_validation_limits_are_settings() {
+fn validation_limits_set_apply_to_values() {
     let fake = Fake::new();
     let client = fake
         .builder()
@@ -685,7 +692,7 @@ fn the_validation_limits_are_settings() {
 }
 
 #[test]
-fn the_backoff_doubles_up_to_its_longest() {
+fn backoff_doubles_up_to_max() {
     let fake = Fake::new();
     fake.token();
     for _ in 0..6 {
@@ -704,7 +711,7 @@ fn the_backoff_doubles_up_to_its_longest() {
 // Proxy and certificates
 
 #[test]
-fn a_proxy_address_that_is_none_is_refused_without_showing_its_password() {
+fn proxy_url_invalid_is_refused_without_showing_password() {
     for url in [
         "",
         "http://",
@@ -732,7 +739,7 @@ fn a_proxy_address_that_is_none_is_refused_without_showing_its_password() {
 }
 
 #[test]
-fn a_proxy_address_is_taken_with_and_without_a_password() {
+fn proxy_url_with_or_without_password_is_accepted() {
     for url in [
         "http://proxy.example:8080",
         "http://user:pa55word@proxy.example:8080",
@@ -746,7 +753,7 @@ fn a_proxy_address_is_taken_with_and_without_a_password() {
 
 #[cfg(feature = "rustls")]
 #[test]
-fn certificates_that_are_none_are_refused() {
+fn root_certificates_invalid_pem_is_config_error() {
     let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
     for (name, pem) in [
         ("empty", ""),
@@ -778,7 +785,7 @@ fn certificates_that_are_none_are_refused() {
 
 #[cfg(feature = "rustls")]
 #[test]
-fn certificates_are_taken_as_pem_with_anything_around_them() {
+fn root_certificates_pem_with_surrounding_text_is_accepted() {
     let pem = rcgen::generate_simple_self_signed(["localhost".to_owned()])
         .unwrap()
         .cert

@@ -81,7 +81,7 @@ fn token() -> Resp {
 }
 
 #[test]
-fn a_cold_update_costs_two_requests_and_a_warm_one_one() {
+fn update_costs_two_requests_cold_one_warm_on_the_wire() {
     let (server, counts) = platform();
     let client = builder(&server.url()).build().unwrap();
     assert_eq!(server.connections(), 0, "build() must not connect");
@@ -109,7 +109,7 @@ fn a_cold_update_costs_two_requests_and_a_warm_one_one() {
 }
 
 #[test]
-fn without_a_memory_every_update_is_a_cold_one() {
+fn version_cache_disabled_makes_updates_cold_on_the_wire() {
     let (server, counts) = platform();
     let client = builder(&server.url()).version_cache(0).build().unwrap();
     for _ in 0..3 {
@@ -121,7 +121,7 @@ fn without_a_memory_every_update_is_a_cold_one() {
 }
 
 #[test]
-fn a_hundred_warm_updates_use_one_connection() {
+fn warm_updates_reuse_one_connection() {
     let (server, counts) = platform();
     let client = builder(&server.url()).build().unwrap();
     for n in 0..101 {
@@ -133,7 +133,7 @@ fn a_hundred_warm_updates_use_one_connection() {
 }
 
 #[test]
-fn threads_open_no_more_connections_than_there_are_threads() {
+fn threads_open_at_most_one_connection_each() {
     const THREADS: usize = 16;
     const EACH: usize = 50;
     let (server, counts) = platform();
@@ -171,7 +171,7 @@ fn threads_open_no_more_connections_than_there_are_threads() {
 }
 
 #[test]
-fn one_idle_connection_is_kept_where_no_more_are_allowed() {
+fn max_idle_connections_one_keeps_one() {
     let (server, _) = platform();
     let client = builder(&server.url())
         .max_idle_connections(1)
@@ -184,7 +184,7 @@ fn one_idle_connection_is_kept_where_no_more_are_allowed() {
 }
 
 #[test]
-fn errors_with_bodies_do_not_cost_a_connection() {
+fn error_answer_with_body_keeps_connection() {
     let round = AtomicU64::new(0);
     let body = format!(r#"{{"message":"{}","code":"x"}}"#, "long ".repeat(10_000));
     let statuses = [400, 401, 403, 404, 409, 412, 413, 429, 500, 503];
@@ -217,7 +217,7 @@ fn errors_with_bodies_do_not_cost_a_connection() {
 
 /// The same when the errors are settled by trying again.
 #[test]
-fn retries_do_not_cost_a_connection() {
+fn retries_reuse_connection() {
     for status in [412, 429, 500, 401] {
         let round = AtomicUsize::new(0);
         let server = Server::start(move |request| match request.method {
@@ -238,7 +238,7 @@ fn retries_do_not_cost_a_connection() {
 }
 
 #[test]
-fn a_refused_login_does_not_cost_a_connection() {
+fn login_refused_keeps_connection() {
     let server = Server::start(|_| Resp::json(503, r#"{"message":"later"}"#));
     let client = builder(&server.url()).build().unwrap();
     let error = client.update(&update("c-1")).unwrap_err();
@@ -248,7 +248,7 @@ fn a_refused_login_does_not_cost_a_connection() {
 }
 
 #[test]
-fn what_the_server_wants_closed_is_closed() {
+fn connection_close_from_server_is_obeyed() {
     let server = Server::start(|request| {
         let answer = match request.method {
             "POST" => token(),
@@ -306,7 +306,7 @@ fn recorded(work: impl FnOnce(&str)) -> Vec<String> {
 
 /// Byte for byte: no `Expect`, no `Accept-Encoding`, no chunks, no content type without content.
 #[test]
-fn an_update_on_the_wire() {
+fn conversation_update_wire_form() {
     let requests = recorded(|url| {
         let client = builder(url).build().unwrap();
         client.update(&update("c-1")).unwrap();
@@ -355,7 +355,7 @@ fn an_update_on_the_wire() {
 
 /// The other targets carry their lock in the body, if they have one, and no `If-Match`.
 #[test]
-fn the_other_targets_on_the_wire() {
+fn other_targets_wire_form() {
     let requests = recorded(|url| {
         let client = builder(url).build().unwrap();
         for update in [
@@ -408,7 +408,7 @@ fn the_other_targets_on_the_wire() {
 }
 
 #[test]
-fn settings_that_show_on_the_wire() {
+fn settings_wire_form() {
     let requests = recorded(|url| {
         let client = builder(&format!("{url}/gateway/"))
             .login_url(format!("{url}/login"))

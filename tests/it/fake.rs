@@ -1,8 +1,7 @@
 //! A transport that plays a script: which requests must come, in which order, and what each is answered. What came is
 //! kept for the test to look at, and what did not follow the script fails the test when the [`Fake`] is dropped.
 //!
-//! Beside it, for tests with many threads: [`Server`], a small conversation endpoint with versions, and [`Gate`], which
-//! holds a request until the test lets it go.
+//! Beside it, for tests with threads: [`Gate`], which holds a request until the test lets it go.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -39,7 +38,7 @@ pub struct Seen {
     pub method: &'static str,
     /// The URL without the base.
     pub path: String,
-    pub headers: HashMap<&'static str, String>,
+    pub headers: HashMap<String, String>,
     /// JSON, or else the text, or else null.
     pub body: Value,
     pub timeout: Option<Duration>,
@@ -61,7 +60,7 @@ impl Seen {
                 .to_owned(),
             headers: request
                 .headers()
-                .map(|(name, value)| (name, value.to_owned()))
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .collect(),
             body: text.map_or(Value::Null, |text| {
                 serde_json::from_str(&text).unwrap_or(Value::String(text))
@@ -153,7 +152,7 @@ impl Transport for Player {
     }
 }
 
-fn failure(kind: ErrorKind, sent: Sent) -> TransportError {
+pub fn failure(kind: ErrorKind, sent: Sent) -> TransportError {
     TransportError::new(Error::new(kind, format!("scripted fault {sent:?}")), sent)
 }
 
@@ -453,72 +452,5 @@ impl Gate {
         let (state, changed) = &*self.0;
         lock(state).open = true;
         changed.notify_all();
-    }
-}
-
-/// Conversations with versions, for any number of threads: a write with another version than the last is a 412.
-#[derive(Clone, Default)]
-pub struct Server(Arc<Mutex<Conversations>>);
-
-#[derive(Default)]
-pub struct Conversations {
-    /// Version and attributes by path.
-    pub stored: HashMap<String, (u64, serde_json::Map<String, Value>)>,
-    pub logins: usize,
-    pub reads: usize,
-    pub writes: usize,
-    pub conflicts: usize,
-}
-
-impl Server {
-    pub fn new() -> Server {
-        Server::default()
-    }
-
-    pub fn inside(&self) -> MutexGuard<'_, Conversations> {
-        lock(&self.0)
-    }
-
-    pub fn builder(&self) -> ClientBuilder {
-        let credentials = Credentials::new(CLIENT_ID, CLIENT_SECRET);
-        Client::builder(Region::parse("eu-west-1").unwrap(), credentials)
-            .base_url(BASE)
-            .transport(self.clone())
-            .clock(ManualClock::new())
-            .rate_limit(genesys_attributes::RateLimit::unlimited())
-    }
-}
-
-impl Transport for Server {
-    fn send(&self, request: &Request) -> Result<Response, TransportError> {
-        let seen = Seen::of(request, Duration::ZERO);
-        let mut inside = self.inside();
-        if seen.method == "POST" {
-            inside.logins += 1;
-            let token = format!("token-{}", inside.logins);
-            return Ok(json_response(
-                200,
-                &json!({ "access_token": token, "expires_in": 86_400 }),
-            ));
-        }
-        let id = seen.path.trim_end_matches("/attributes").to_owned();
-        if seen.method == "GET" {
-            inside.reads += 1;
-            let (version, attributes) = inside.stored.entry(id).or_default();
-            return Ok(json_response(
-                200,
-                &json!({ "version": version, "attributes": attributes }),
-            ));
-        }
-        inside.writes += 1;
-        let (version, attributes) = inside.stored.entry(id).or_default();
-        if seen.if_match() != Some(&format!("\"{version}\"")) {
-            inside.conflicts += 1;
-            return Ok(Response::new(412));
-        }
-        *version += 1;
-        let version = *version;
-        attributes.extend(seen.body["attributes"].as_object().unwrap().clone());
-        Ok(json_response(200, &json!({ "version": version })))
     }
 }

@@ -1,4 +1,6 @@
 //! The JSON records: an [`Update`] as a batch reads it, and what comes back.
+//!
+//! Long, since it is tables: one file tells all that is promised about JSON.
 
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use genesys_attributes::{
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::sandbox::{Action, CLIENT_ID, CLIENT_SECRET, Record, Sandbox, Scripted};
+use crate::sandbox::{Action, CLIENT_ID, CLIENT_SECRET, Fault, Record, Sandbox};
 
 fn read(text: &str) -> Result<Update, String> {
     serde_json::from_str(text).map_err(|error| error.to_string())
@@ -26,7 +28,7 @@ fn refused(record: &str) -> String {
 // Reading.
 
 #[test]
-fn every_documented_form_is_read() {
+fn update_record_documented_forms_are_read() {
     for (record, update) in [
         (
             r#"{"conversationId":"5b2f","attributes":{"customer.tier":"premium","routing.score":85}}"#,
@@ -80,7 +82,7 @@ fn every_documented_form_is_read() {
 }
 
 #[test]
-fn the_target_has_a_default() {
+fn update_record_target_defaults() {
     for (fields, kind) in [
         (r#""x":1"#, None),
         ("", Some(TargetKind::Conversation)),
@@ -119,15 +121,31 @@ fn the_target_has_a_default() {
     let who = |who: &str| {
         let record = json!({"conversationId": "c", "participant": who, "attributes": {}});
         let update: Update = serde_json::from_value(record).unwrap();
-        update.target().participant_selector().map(str::to_owned)
+        update
+            .target()
+            .participant_selector()
+            .map(ToString::to_string)
     };
-    for selector in ["customer", "purpose:agent", "5b2f", ""] {
-        assert_eq!(who(selector).as_deref(), Some(selector));
+    for (selector, read) in [
+        ("customer", "customer"),
+        ("agent", "agent"),
+        ("purpose:agent", "agent"),
+        // Exactly that purpose, where the word alone looks further.
+        ("purpose:customer", "purpose:customer"),
+        ("purpose:robot", "purpose:robot"),
+        ("purpose:", "purpose:"),
+        ("5b2f", "5b2f"),
+        ("id:5b2f", "5b2f"),
+        ("id:agent", "id:agent"),
+        ("", ""),
+    ] {
+        assert_eq!(who(selector).as_deref(), Some(read), "{selector}");
+        assert_eq!(who(read).as_deref(), Some(read), "{selector}");
     }
 }
 
 #[test]
-fn an_unknown_target_is_named() {
+fn update_record_unknown_target_is_named() {
     let message = refused(r#"{"conversationId":"c","target":"queue","attributes":{"k":"v"}}"#);
     assert!(message.contains(r#""queue""#), "{message}");
     for known in ["conversation", "participant", "secure", "custom"] {
@@ -136,7 +154,7 @@ fn an_unknown_target_is_named() {
 }
 
 #[test]
-fn unknown_fields_are_refused_by_name() {
+fn update_record_unknown_fields_are_named() {
     for name in [
         "attribute",
         "conversationid",
@@ -176,7 +194,7 @@ fn unknown_fields_are_refused_by_name() {
 }
 
 #[test]
-fn wrong_types_are_refused_by_the_field_s_name() {
+fn update_record_wrong_types_are_named() {
     let texts = [
         "conversationId",
         "target",
@@ -234,7 +252,7 @@ fn wrong_types_are_refused_by_the_field_s_name() {
 }
 
 #[test]
-fn null_stands_for_an_absent_field() {
+fn update_record_null_is_absent() {
     let record = json!({
         "conversationId": "c", "target": null, "participant": null, "record": null, "schema": null,
         "attributes": {"k": "v"}, "remove": null, "ifVersion": null, "skipUnchanged": null,
@@ -245,7 +263,7 @@ fn null_stands_for_an_absent_field() {
 }
 
 #[test]
-fn of_a_repeated_key_the_last_counts() {
+fn update_record_repeated_key_last_wins() {
     for (record, update) in [
         (
             r#"{"conversationId":"a","conversationId":"c","attributes":{"k":1}}"#,
@@ -286,7 +304,7 @@ fn of_a_repeated_key_the_last_counts() {
 }
 
 #[test]
-fn a_key_that_is_removed_twice_is_removed_once() {
+fn update_record_key_removed_twice_is_removed_once() {
     let read = read(r#"{"conversationId":"c","target":"secure","remove":["a","b","a"]}"#).unwrap();
     assert_eq!(read.removals(), ["a", "b"]);
     let built = Update::secure("c").remove("a").remove("b").remove("a");
@@ -294,7 +312,7 @@ fn a_key_that_is_removed_twice_is_removed_once() {
 }
 
 #[test]
-fn missing_fields_are_named() {
+fn update_record_missing_fields_are_named() {
     for (record, name) in [
         (r#"{}"#, "conversationId"),
         (r#"{"attributes":{"k":"v"}}"#, "conversationId"),
@@ -332,7 +350,7 @@ fn missing_fields_are_named() {
 }
 
 #[test]
-fn fields_of_other_targets_are_refused() {
+fn update_record_fields_of_other_targets_are_refused() {
     for (fields, name, kind) in [
         (
             r#""target":"conversation","participant":"p""#,
@@ -370,7 +388,7 @@ fn fields_of_other_targets_are_refused() {
 }
 
 #[test]
-fn a_message_never_repeats_a_value() {
+fn update_record_error_never_repeats_value() {
     for record in [
         r#"{"conversationId":"c","attributes":"SECRET"}"#,
         r#"{"conversationId":"c","attributes":["SECRET"]}"#,
@@ -387,7 +405,7 @@ fn a_message_never_repeats_a_value() {
 // Writing.
 
 #[test]
-fn a_record_is_written_without_the_fields_that_say_nothing() {
+fn update_record_written_omits_defaults() {
     for (update, record) in [
         (
             Update::conversation("5b2f")
@@ -426,6 +444,26 @@ fn a_record_is_written_without_the_fields_that_say_nothing() {
     ] {
         assert_eq!(serde_json::to_string(&update).unwrap(), record);
         assert_eq!(read(record).unwrap(), update);
+    }
+}
+
+#[test]
+fn update_record_of_misplaced_option_is_refused_as_the_update_is() {
+    for (update, option) in [
+        (Update::conversation("c").unlocked(), "unlocked"),
+        (Update::custom("c", "r").unlocked(), "unlocked"),
+        (Update::participant("c", "customer").schema("s"), "schema"),
+        (Update::secure("c").unlocked().schema("s"), "schema"),
+    ] {
+        let update = update.set("k", "v");
+        let line = serde_json::to_string(&update).unwrap();
+        let again = read(&line).unwrap();
+        assert_eq!(again, update, "{line}");
+        for update in [update, again] {
+            let error = update.validate().unwrap_err();
+            assert_eq!(error.violations().len(), 1, "{error}");
+            assert_eq!(error.violations()[0].key, option);
+        }
     }
 }
 
@@ -511,7 +549,7 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn what_is_written_is_read_back(update in update()) {
+    fn update_record_round_trips(update in update()) {
         let line = serde_json::to_string(&update).unwrap();
         prop_assert!(!line.contains('\n'), "a record is one line");
         let again: Update = serde_json::from_str(&line).unwrap();
@@ -523,7 +561,7 @@ proptest! {
 
     /// What a record says, its check says as well, and neither panics.
     #[test]
-    fn any_record_is_read_or_refused(
+    fn update_record_arbitrary_json_never_panics(
         fields in prop::collection::btree_map(
             "conversationId|target|participant|record|schema|attributes|remove|ifVersion|skipUnchanged|unlocked|x",
             prop_oneof![
@@ -591,7 +629,7 @@ fn split(record: &impl serde::Serialize) -> (Value, Option<String>) {
 }
 
 #[test]
-fn a_receipt_as_json() {
+fn receipt_json_form() {
     let sandbox = sandbox();
     let client = client(&sandbox);
     let first = client
@@ -631,7 +669,7 @@ fn a_receipt_as_json() {
             "outcome": "unchanged",
             "conversationId": "c-1",
             "target": "participant",
-            "item": "c-1-customer",
+            "resourceId": "c-1-customer",
             "version": null,
             "previousVersion": null,
             "attempts": 0,
@@ -646,7 +684,7 @@ fn a_receipt_as_json() {
     assert_eq!(id, None);
 
     sandbox.world(|world| {
-        world.script(Scripted::on_write(Action::ApplyThenStatus {
+        world.script(Fault::on_write(Action::ApplyThenStatus {
             status: 503,
             body: Value::Null,
         }));
@@ -655,7 +693,7 @@ fn a_receipt_as_json() {
     let (value, _) = split(&client.update(&custom).unwrap());
     assert_eq!(value["outcome"], "alreadyApplied");
     assert_eq!(
-        (&value["target"], &value["item"]),
+        (&value["target"], &value["resourceId"]),
         (&json!("custom"), &json!("r-1"))
     );
     assert_eq!(value["version"], "8");
@@ -666,12 +704,14 @@ fn a_receipt_as_json() {
         json!({
             "conversationId": "c-1",
             "target": "custom",
-            "item": "r-1",
+            "resourceId": "r-1",
             "version": "8",
             "attributes": {"k": 1},
-            "conversationEnded": false,
         })
     );
+    // Said where the read tells it.
+    let (value, _) = split(&client.read(&Target::conversation("c-1")).unwrap());
+    assert_eq!(value["conversationEnded"], false);
     let (value, _) = split(&client.verify_credentials().unwrap());
     assert_eq!(
         value,
@@ -686,12 +726,12 @@ fn a_receipt_as_json() {
 }
 
 #[test]
-fn an_error_as_json() {
+fn error_json_form() {
     let sandbox = sandbox();
     let client = client(&sandbox);
     let update = Update::conversation("c-1").set("k", 1);
     let interfere = || {
-        Scripted::on_write(Action::Interfere {
+        Fault::on_write(Action::Interfere {
             key: "theirs".into(),
             value: json!(1),
         })
@@ -720,7 +760,7 @@ fn an_error_as_json() {
     let seen = |action: Action, times: usize| {
         sandbox.world(|world| {
             for _ in 0..times {
-                world.script(Scripted::on_write(action.clone()));
+                world.script(Fault::on_write(action.clone()));
             }
         });
         split(&client.update(&update).unwrap_err()).0
@@ -759,7 +799,7 @@ fn an_error_as_json() {
 }
 
 #[test]
-fn the_kinds_of_errors_have_stable_names() {
+fn error_kind_names_are_stable() {
     let names: Vec<&str> = ErrorKind::ALL.iter().map(|kind| kind.name()).collect();
     assert_eq!(
         names,
@@ -788,14 +828,14 @@ fn the_kinds_of_errors_have_stable_names() {
 }
 
 #[test]
-fn violations_as_json() {
+fn violations_json_form() {
     let violations = |update: Update| {
         let error = update.validate().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         serde_json::to_value(&error).unwrap()["violations"].clone()
     };
     let one = |key: &str, rule: &str, limit: Option<u64>, found: &str| json!({"key": key, "rule": rule, "limit": limit, "found": found});
-    let brief = Update::conversation("c-1")
+    let conversation = Update::conversation("c-1")
         .set("", 1)
         .set("k".repeat(129), 1)
         .set("a", "x".repeat(1_025))
@@ -805,7 +845,7 @@ fn violations_as_json() {
         .set("e", Value::Null);
     let cut = format!("{}…", "k".repeat(64));
     assert_eq!(
-        violations(brief),
+        violations(conversation),
         json!([
             one("", "keyEmpty", None, "0 UTF-16 units"),
             one("a", "valueLength", Some(1_024), "1025 UTF-16 units"),

@@ -1,32 +1,70 @@
-//! A fast stand-in for the conversation store: token endpoint, versions, `If-Match`, and a log of
-//! every write that took effect. Faults are up to the test.
+//! The stand-in as the batch and the program need it: conversations come into being at first sight (as version 0), any
+//! credentials are good, and each conversation shows its own writes.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use serde_json::{Map, Value};
 
-use serde_json::{Map, Value, json};
-
+use crate::sandbox::Backend;
 use crate::server::{Req, Resp, Server};
 
-#[derive(Default)]
+/// A conversation as it is at one moment.
 pub struct Conversation {
-    pub version: u64,
+    #[cfg_attr(
+        not(feature = "cli"),
+        allow(dead_code, reason = "looked at by the tests of the program")
+    )]
     pub attributes: Map<String, Value>,
-    /// The attributes of each write that took effect, in order.
+    /// The attributes of each write to the conversation-level store that took effect, in order.
     pub writes: Vec<Map<String, Value>>,
 }
 
-#[derive(Clone, Default)]
-pub struct Store(Arc<Mutex<BTreeMap<String, Conversation>>>);
+#[derive(Clone)]
+pub struct Store(Backend);
+
+impl Default for Store {
+    fn default() -> Store {
+        let backend = Backend::new();
+        backend.world(|world| {
+            world.auto_create = true;
+            world.first_version = 0;
+            world.check_credentials = false;
+            world.organization = "Org".into();
+        });
+        Store(backend)
+    }
+}
 
 impl Store {
-    pub fn with<R>(&self, id: &str, f: impl FnOnce(&mut Conversation) -> R) -> R {
-        let mut all = self.0.lock().unwrap();
-        f(all.entry(id.to_owned()).or_default())
+    pub fn with<R>(&self, id: &str, f: impl FnOnce(&Conversation) -> R) -> R {
+        let now = self.0.world(|world| {
+            let found = world.conversations.get(id).cloned();
+            let writes = world.writes.iter();
+            Conversation {
+                attributes: found.map(|found| found.attributes).unwrap_or_default(),
+                writes: writes
+                    .filter(|write| write.conversation == id)
+                    .map(|write| write.sent.clone())
+                    .collect(),
+            }
+        });
+        f(&now)
+    }
+
+    /// Another writer moves the version on, where the conversation is there already.
+    #[cfg_attr(
+        not(feature = "capi"),
+        allow(dead_code, reason = "used by the tests of the C interface")
+    )]
+    pub fn write_by_another(&self, id: &str) {
+        self.0.world(|world| {
+            if let Some(found) = world.conversations.get_mut(id) {
+                found.version += 1;
+            }
+        });
     }
 
     pub fn ids(&self) -> Vec<String> {
-        self.0.lock().unwrap().keys().cloned().collect()
+        self.0
+            .world(|world| world.conversations.keys().cloned().collect())
     }
 
     /// A server of this store; `first` may answer in its stead.
@@ -40,38 +78,6 @@ impl Store {
 
     /// What the platform would do.
     pub fn answer(&self, req: &Req<'_>) -> Resp {
-        if req.path == "/oauth/token" {
-            return Resp::json(
-                200,
-                r#"{"access_token":"store-token","token_type":"bearer","expires_in":86400}"#,
-            );
-        }
-        if req.path == "/api/v2/tokens/me" {
-            return Resp::json(200, r#"{"organization":{"id":"o","name":"Org"}}"#);
-        }
-        let Some(rest) = req.path.strip_prefix("/api/v2/conversations/") else {
-            return Resp::json(404, "{}");
-        };
-        let id = rest.split('/').next().unwrap_or_default();
-        self.with(id, |conversation| {
-            if req.method == "GET" {
-                let body = json!({
-                    "version": conversation.version.to_string(),
-                    "attributes": conversation.attributes,
-                });
-                return Resp::json(200, body.to_string());
-            }
-            if req.header("if-match") != Some(&format!("\"{}\"", conversation.version)) {
-                return Resp::json(412, r#"{"code":"precondition.failed"}"#);
-            }
-            let body = req.json();
-            let Some(attributes) = body["attributes"].as_object() else {
-                return Resp::json(400, "{}");
-            };
-            conversation.version += 1;
-            conversation.attributes.extend(attributes.clone());
-            conversation.writes.push(attributes.clone());
-            Resp::json(200, format!(r#"{{"version":"{}"}}"#, conversation.version))
-        })
+        self.0.answer(req)
     }
 }

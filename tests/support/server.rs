@@ -66,6 +66,7 @@ pub struct Resp {
 }
 
 impl Resp {
+    /// The media type is JSON unless a header says otherwise.
     pub fn json(status: u16, body: impl Into<String>) -> Resp {
         Resp {
             body: Some(body.into()),
@@ -106,9 +107,14 @@ impl Resp {
     }
 
     fn closes(&self) -> bool {
-        self.headers
-            .iter()
-            .any(|(n, v)| n.eq_ignore_ascii_case("connection") && v.eq_ignore_ascii_case("close"))
+        self.value("connection")
+            .is_some_and(|value| value.eq_ignore_ascii_case("close"))
+    }
+
+    fn value(&self, name: &str) -> Option<&str> {
+        let mut named = self.headers.iter();
+        let found = named.find(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
     }
 
     fn write_to(&self, out: &mut Vec<u8>) -> io::Result<()> {
@@ -119,7 +125,7 @@ impl Resp {
         if self.status < 200 || self.status == 204 || self.status == 304 {
             return out.write_all(b"\r\n");
         }
-        if self.body.is_some() {
+        if self.body.is_some() && self.value("content-type").is_none() {
             out.write_all(b"Content-Type: application/json\r\n")?;
         }
         let body = self.body.as_deref().unwrap_or_default();
@@ -156,16 +162,24 @@ impl Server {
     /// Listens on a free loopback port and answers every request with what the handler returns.
     /// Requests on one connection are served in turn, connections in parallel.
     pub fn start(handler: impl Fn(&Req) -> Resp + Send + Sync + 'static) -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("bind to loopback");
-        let addr = listener.local_addr().expect("address of a listener");
+        Server::start_on(0, handler).expect("bind to loopback")
+    }
+
+    /// As [`Server::start`], on this port. An error says that it is taken.
+    pub fn start_on(
+        port: u16,
+        handler: impl Fn(&Req) -> Resp + Send + Sync + 'static,
+    ) -> io::Result<Server> {
+        let listener = TcpListener::bind(("127.0.0.1", port))?;
+        let addr = listener.local_addr()?;
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
         let acceptor = thread::spawn(move || accept(&listener, &Arc::new(handler), &theirs));
-        Server {
+        Ok(Server {
             addr,
             shared,
             acceptor: Some(acceptor),
-        }
+        })
     }
 
     /// Without a slash at the end.

@@ -4,6 +4,8 @@
 //! of a body, an answer before the request was read. Nothing here sleeps: order between the test
 //! and the server comes from [`Gate`], [`Wire::wait_requests`] and [`Wire::wait_closed`], and every
 //! wait is bounded, so that a broken test fails instead of hanging.
+//!
+//! One file, since every step of a script shares the rules of closing that [`Act::Reset`] explains.
 
 #![allow(dead_code)]
 

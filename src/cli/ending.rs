@@ -1,0 +1,123 @@
+//! How a batch ended: what is said of it, and its exit status.
+
+use std::time::Duration;
+
+use genesys_attributes::{BatchReport, StopReason};
+
+use super::Exit;
+use super::options::Options;
+use super::progress::in_words;
+use super::screen::{self, Style};
+use super::summary::{self, Failures};
+
+/// What there is to say at the end.
+pub(crate) struct End<'a> {
+    pub(crate) report: &'a BatchReport,
+    pub(crate) failures: &'a Failures,
+    /// Audit records that could not be written.
+    pub(crate) lost: u64,
+    pub(crate) retry_after: Option<Duration>,
+    pub(crate) signal: Option<(u8, &'static str)>,
+}
+
+impl End<'_> {
+    pub(crate) fn report(&self, options: &Options, failed_earlier: u64, retried: bool) {
+        let End {
+            report,
+            failures,
+            lost,
+            ..
+        } = *self;
+        if options.json {
+            let mut summary = summary::json(report, failures, lost, self.retry_after);
+            if !retried && failed_earlier > 0 {
+                summary["failedEarlier"] = failed_earlier.into();
+            }
+            if !options.quiet {
+                screen::json(&summary.to_string());
+            }
+            return;
+        }
+        let watched = screen::style() != Style::None;
+        screen::block(&summary::text(report, failures, watched));
+        if lost > 0 {
+            let made = match options.client.audit_strict {
+                true => "",
+                false => {
+                    ": their updates were made all the same (--audit-strict makes none without its \
+                     record)"
+                }
+            };
+            screen::error(&format!("{lost} audit records were lost{made}"));
+        }
+        if let Some(why) = self.why_stopped() {
+            screen::note(&format!(
+                "stopped early: {why}; lines without an outcome were not sent"
+            ));
+        }
+        if !retried && failed_earlier > 0 {
+            screen::note(&format!(
+                "{failed_earlier} lines failed for good in an earlier run; --retry-failed runs \
+                 them again"
+            ));
+        }
+    }
+
+    fn why_stopped(&self) -> Option<String> {
+        Some(match self.report.stopped? {
+            StopReason::Break => return None,
+            StopReason::Cancelled => match self.signal {
+                Some((_, name)) => format!("{name} came (--results and --resume go on later)"),
+                None => "it was cancelled".into(),
+            },
+            StopReason::Failures => "as many lines failed as --stop-after allows".into(),
+            StopReason::Auth => "the credentials were refused".into(),
+            StopReason::Forbidden => "the first 20 results were all the same refusal (once it is \
+                                      mended, --retry-failed runs them again)"
+                .into(),
+            StopReason::RateLimited => match self.retry_after {
+                Some(wait) => format!(
+                    "the platform asks to wait {} s ({}), which is longer than is waited for; run \
+                     the same command later",
+                    wait.as_secs(),
+                    in_words(wait)
+                ),
+                None => "the platform asks to wait for longer than is waited for; run the same \
+                         command later"
+                    .into(),
+            },
+            StopReason::Outage => format!(
+                "the platform was out of reach for longer than --max-outage ({}); run the same \
+                 command later",
+                self.cause()
+            ),
+            StopReason::Login => format!(
+                "no login can succeed with these settings ({}): check the region and the base URL",
+                self.cause()
+            ),
+            StopReason::EndpointMissing => {
+                "this organization does not offer the endpoint: use --participant, --secure or \
+                 --custom, or the field target"
+                    .into()
+            }
+            _ => "it could not go on".into(),
+        })
+    }
+
+    /// What the batch met, in the platform's or the system's words.
+    fn cause(&self) -> String {
+        let error = self.report.error.as_ref();
+        error.map_or_else(|| "unknown".into(), ToString::to_string)
+    }
+
+    pub(crate) fn exit(&self) -> Exit {
+        match (self.report.stopped, self.signal) {
+            (Some(StopReason::Cancelled), Some((status, _))) => Exit::Signal(status),
+            (Some(StopReason::RateLimited), _) => Exit::RateLimited,
+            (Some(StopReason::Outage), _) => Exit::Outage,
+            (Some(_), _) => Exit::Stopped,
+            (None, _) if self.report.is_complete() => Exit::Done,
+            (None, _) => Exit::Failed,
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! `forward`: from the audit file to a webhook or to standard output.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use genesys_attributes::forward::{EnvelopeLines, ForwardReport, Forwarder};
+use genesys_attributes::webhook::Webhook;
+use genesys_attributes::{Error, ErrorKind, rfc3339};
+
+use super::client::client;
+use super::options::{Forward, Options};
+use super::{Exit, Run};
+
+/// How often metrics are written.
+const METRICS_EVERY: Duration = Duration::from_secs(15);
+
+pub(crate) fn run(all: &Options, options: &Forward) -> Run {
+    let mut forwarder = match &options.url {
+        Some(url) => Forwarder::new(&options.log, webhook(options, url)?),
+        None => Forwarder::new(&options.log, EnvelopeLines::new(io::stdout())),
+    };
+    if let Some(path) = &options.cursor {
+        forwarder = forwarder.cursor(path);
+    }
+    if let Some(path) = &options.dead_letters {
+        forwarder = forwarder.dead_letters(path);
+    }
+    if let Some(most) = options.max_attempts {
+        forwarder = forwarder.max_attempts(most);
+    }
+    if options.settle {
+        forwarder = forwarder.settle(client(all, 1)?);
+    }
+    if let Some(path) = options.metrics.clone() {
+        let mut written: Option<Instant> = None;
+        forwarder = forwarder.on_progress(move |report| {
+            #[allow(clippy::disallowed_methods)] // the program's own time
+            let now = Instant::now();
+            if written.is_none_or(|at| now.duration_since(at) >= METRICS_EVERY) {
+                written = Some(now);
+                if let Err(error) = write_metrics(&path, report) {
+                    log::warn!("the metrics {} cannot be written: {error}", path.display());
+                }
+            }
+        });
+    }
+    let cancel = super::signals::cancel()
+        .map_err(|e| setting("signals", format!("cannot be caught: {e}")))?;
+    let report = forwarder.follow(options.follow).run(&cancel)?;
+    if let Some(path) = &options.metrics {
+        write_metrics(path, &report)
+            .map_err(|e| setting("--metrics", format!("cannot be written: {e}")))?;
+    }
+    tell(all, &report);
+    if report.dead == 0 && report.orphans.is_empty() {
+        Ok(Exit::Done)
+    } else {
+        Ok(Exit::Failed)
+    }
+}
+
+fn webhook(options: &Forward, url: &str) -> Result<Webhook, Error> {
+    let mut webhook = Webhook::new(url)?;
+    for path in &options.secret_files {
+        let text = text_of("--secret-file", path)?;
+        let secrets: Vec<&str> = text
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .collect();
+        if secrets.is_empty() {
+            return Err(setting(
+                "--secret-file",
+                format!("{} is empty", path.display()),
+            ));
+        }
+        for secret in secrets {
+            webhook = webhook.secret(secret)?;
+        }
+    }
+    for (name, path) in &options.headers {
+        webhook = webhook.header(name, &text_of("--header", path)?)?;
+    }
+    Ok(webhook)
+}
+
+fn text_of(option: &str, path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path)
+        .map_err(|e| setting(option, format!("{} cannot be read: {e}", path.display())))
+}
+
+fn setting(name: &str, problem: String) -> Error {
+    Error::new(ErrorKind::Config, format!("{name}: {problem}"))
+}
+
+/// The summary, on standard error: events may go to standard output.
+fn tell(options: &Options, report: &ForwardReport) {
+    let mut err = io::stderr().lock();
+    if options.json {
+        let _ = writeln!(err, "{}", serde_json::to_string(report).unwrap_or_default());
+        return;
+    }
+    for orphan in &report.orphans {
+        let at = rfc3339(orphan.timestamp);
+        let _ = writeln!(
+            err,
+            "without outcome: {} (conversation {}, {}, {at}): {}",
+            orphan.id, orphan.conversation_id, orphan.target, orphan.why
+        );
+    }
+    if options.quiet {
+        return;
+    }
+    let mut line = format!(
+        "delivered {}, repeated {}, dead {}, pending {}, lag {:.1} s",
+        report.delivered,
+        report.repeated,
+        report.dead,
+        report.pending,
+        report.lag.as_secs_f64()
+    );
+    for (count, what) in [(report.settled, "settled"), (report.torn, "torn")] {
+        if count > 0 {
+            line += &format!(", {what} {count}");
+        }
+    }
+    let _ = writeln!(err, "{line}");
+}
+
+/// Prometheus text, put in its place in one step.
+fn write_metrics(path: &Path, report: &ForwardReport) -> io::Result<()> {
+    let mut text = String::new();
+    for (name, kind, value, help) in [
+        (
+            "delivered_total",
+            "counter",
+            report.delivered as f64,
+            "Events delivered.",
+        ),
+        (
+            "repeated_total",
+            "counter",
+            report.repeated as f64,
+            "Deliveries tried again.",
+        ),
+        (
+            "dead_total",
+            "counter",
+            report.dead as f64,
+            "Events that went to the dead letters.",
+        ),
+        (
+            "torn_total",
+            "counter",
+            report.torn as f64,
+            "Lines skipped since they are no record.",
+        ),
+        (
+            "settled_total",
+            "counter",
+            report.settled as f64,
+            "Outcomes found after a crash.",
+        ),
+        (
+            "pending",
+            "gauge",
+            report.pending as f64,
+            "Intents without an outcome yet.",
+        ),
+        (
+            "lag_seconds",
+            "gauge",
+            report.lag.as_secs_f64(),
+            "Age of the oldest record not delivered.",
+        ),
+    ] {
+        let name = format!("genesys_attributes_forward_{name}");
+        text += &format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+    }
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(format!(".{}.tmp", std::process::id()));
+    let draft = PathBuf::from(draft);
+    File::create(&draft)?.write_all(text.as_bytes())?;
+    std::fs::rename(&draft, path)
+}
+
+/// `NAME=@FILE`: a value may be a secret, which other users could see in a command line.
+pub(crate) fn header(word: &OsString) -> Result<(String, PathBuf), String> {
+    word.to_str()
+        .and_then(|text| text.split_once("=@"))
+        .filter(|(name, file)| !name.is_empty() && !file.is_empty())
+        .map(|(name, file)| (name.to_owned(), PathBuf::from(file)))
+        .ok_or_else(|| "--header takes NAME=@FILE, a name and the file of its value".into())
+}

@@ -1,0 +1,169 @@
+//! The program: what each command does, and how it ends.
+
+pub(crate) mod args;
+pub(crate) mod options;
+pub(crate) mod screen;
+
+mod batch;
+mod client;
+mod commands;
+mod csv;
+mod diff;
+mod digest;
+mod ending;
+mod files;
+mod forward;
+mod help;
+mod past;
+mod progress;
+mod records;
+mod rehearsal;
+mod results;
+mod signals;
+mod sniff;
+mod status;
+mod summary;
+mod table;
+mod ticks;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use genesys_attributes::{Error, ErrorKind};
+use serde::Serialize;
+
+use options::{Command, Mode, Options};
+
+/// The exit status; `table::EXITS` says what each means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Done,
+    Failed,
+    Usage,
+    Stopped,
+    OutputClosed,
+    RateLimited,
+    Outage,
+    AuditLost,
+    /// The status for the signal that came.
+    Signal(u8),
+    /// Nobody reads what is printed any more, which is no failure.
+    BrokenPipe,
+}
+
+impl Exit {
+    pub(crate) fn code(self) -> ExitCode {
+        ExitCode::from(match self {
+            Exit::Done | Exit::BrokenPipe => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Stopped => 3,
+            Exit::OutputClosed => 4,
+            Exit::RateLimited => 5,
+            Exit::Outage => 6,
+            Exit::AuditLost => 7,
+            Exit::Signal(status) => status,
+        })
+    }
+}
+
+/// Why a command ends without its result.
+pub(crate) struct Failure {
+    pub(crate) exit: Exit,
+    message: String,
+    /// The library's error, for machines.
+    error: Option<Box<Error>>,
+}
+
+impl Failure {
+    pub(crate) fn usage(message: impl Into<String>) -> Failure {
+        Failure {
+            exit: Exit::Usage,
+            message: message.into(),
+            error: None,
+        }
+    }
+
+    /// Says why on standard error, unless nobody is to be told.
+    pub(crate) fn report(&self, as_json: bool) {
+        let json = match &self.error {
+            _ if self.exit == Exit::BrokenPipe => return,
+            _ if !as_json => return screen::error(&self.message),
+            Some(error) => serde_json::to_value(error).unwrap_or_default(),
+            None => serde_json::json!({ "kind": "usage", "message": self.message }),
+        };
+        screen::json(&json.to_string());
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        // What is refused before anything is sent is the command line's or the settings' fault.
+        let unsent = error.requests() == 0 && error.http_status().is_none();
+        let exit = match error.kind() {
+            ErrorKind::Config => Exit::Usage,
+            ErrorKind::InvalidInput | ErrorKind::PayloadTooLarge if unsent => Exit::Usage,
+            _ => Exit::Failed,
+        };
+        let mut message = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            message += &format!("\n  because: {error}");
+            cause = error.source();
+        }
+        Failure {
+            exit,
+            message,
+            error: Some(Box::new(error)),
+        }
+    }
+}
+
+type Run = Result<Exit, Failure>;
+
+pub(crate) fn run(options: &Options) -> Run {
+    match &options.command {
+        Command::Update(change) => commands::update(options, change),
+        Command::Get {
+            target,
+            target_given,
+        } => commands::get(options, target, *target_given),
+        Command::Batch(batch) => match batch.mode {
+            Mode::Run => batch::run(options, batch),
+            Mode::DryRun | Mode::Diff => rehearsal::rehearse(options, batch),
+        },
+        Command::Forward(asked) => forward::run(options, asked),
+        Command::Validate(input) => commands::validate(options, input),
+        Command::Status { results, input } => status::status(results, input.as_ref(), options.json),
+        Command::Check => commands::check(options),
+    }
+}
+
+/// Prints text that ends a command. A closed pipe ends it quietly.
+pub(crate) fn print(text: &str) -> Run {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(Exit::Done),
+        Err(error) => Err(closed(&error, Exit::BrokenPipe)),
+    }
+}
+
+fn print_json(value: &impl Serialize) -> Run {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => print(&(text + "\n")),
+        Err(error) => Err(Failure::usage(error.to_string())),
+    }
+}
+
+/// Standard output cannot be written; `exit` is how it ends when its reader has gone.
+fn closed(error: &io::Error, exit: Exit) -> Failure {
+    let exit = match error.kind() {
+        io::ErrorKind::BrokenPipe => exit,
+        _ => Exit::Usage,
+    };
+    Failure {
+        exit,
+        message: format!("standard output cannot be written: {error}"),
+        error: None,
+    }
+}

@@ -1,0 +1,179 @@
+use super::*;
+
+fn lines(text: &[u8]) -> Vec<(u64, Result<String, String>)> {
+    shown(Lines::json(Box::new(io::Cursor::new(text.to_vec())), None))
+}
+
+fn table(text: &[u8]) -> Result<Lines, String> {
+    let mut lines = Lines::json(Box::new(io::Cursor::new(text.to_vec())), None);
+    lines.read_header().map(|()| lines)
+}
+
+fn rows(text: &str) -> Vec<(u64, Result<String, String>)> {
+    shown(table(text.as_bytes()).ok().unwrap())
+}
+
+fn shown(mut lines: Lines) -> Vec<(u64, Result<String, String>)> {
+    let shown = |line: Line| {
+        let update = line
+            .update
+            .map(|update| serde_json::to_string(&update).unwrap());
+        (line.number, update)
+    };
+    lines.wanted(|_| true).map(shown).collect()
+}
+
+fn digests(mut lines: Lines) -> Vec<u64> {
+    std::iter::from_fn(|| lines.next_record())
+        .map(|record| record.digest)
+        .collect()
+}
+
+#[test]
+fn json_lines_are_numbered_as_in_the_file() {
+    let text = b"{\"conversationId\":\"a\",\"attributes\":{\"k\":1}}\r\n\n  \nnot json\n\xFF\n{\"conversationId\":\"b\",\"atributes\":{}}";
+    let found = lines(text);
+    assert_eq!(found.len(), 4);
+    assert_eq!(found[0].0, 1);
+    assert!(found[0].1.as_ref().unwrap().contains("\"k\":1"));
+    assert_eq!(found[1], (4, Err("the line is not JSON (column 2)".into())));
+    assert_eq!(found[2], (5, Err("the line is not valid UTF-8".into())));
+    assert_eq!(found[3].0, 6);
+    let problem = found[3].1.as_ref().unwrap_err();
+    assert!(problem.contains("atributes"), "{problem}");
+    assert!(!problem.contains("at line"), "{problem}");
+}
+
+#[test]
+fn long_line_is_one_failure_and_the_next_is_read() {
+    let mut text = vec![b'x'; 3 * LONGEST_LINE];
+    text.extend(b"\n{\"conversationId\":\"a\",\"attributes\":{\"k\":1}}\n");
+    let found = lines(&text);
+    assert_eq!(found.len(), 2);
+    assert!(found[0].1.as_ref().unwrap_err().contains("3145728 bytes"));
+    assert!(found[1].1.is_ok());
+    assert_eq!(found[1].0, 2);
+
+    let long = "x,".repeat(LONGEST_LINE);
+    let found = rows(&format!("conversationId,k\na,{long}\nb,1\n"));
+    assert_eq!(found.len(), 2);
+    assert!(found[0].1.as_ref().unwrap_err().contains("bytes long"));
+    assert_eq!(found[1].0, 3);
+    assert!(found[1].1.as_ref().unwrap().contains("\"k\":\"1\""));
+}
+
+#[test]
+fn csv_cells_become_attributes() {
+    let found = rows(
+        "\u{FEFF}conversationId,tier,score:,note\r\n\
+         a,premium,85,\"two\nlines, and \"\"quotes\"\"\"\r\n\
+         b,gold,,\n\
+         \r\n  \n\
+         c,x,nope,\n\
+         d,short\n",
+    );
+    let numbers: Vec<u64> = found.iter().map(|f| f.0).collect();
+    assert_eq!(numbers, [2, 4, 7, 8]);
+    assert_eq!(
+        found[0].1.as_ref().unwrap(),
+        r#"{"conversationId":"a","attributes":{"note":"two\nlines, and \"quotes\"","score":85,"tier":"premium"}}"#
+    );
+    assert_eq!(
+        found[1].1.as_ref().unwrap(),
+        r#"{"conversationId":"b","attributes":{"tier":"gold"}}"#
+    );
+    assert_eq!(found[2].1, Err("the cell of \"score\" is not JSON".into()));
+    assert_eq!(found[3].1, Err("the row has 2 cells, the header 4".into()));
+}
+
+#[test]
+fn quote_in_the_middle_of_a_cell_does_not_swallow_rows() {
+    let found = rows("conversationId,k\na,3\"\" pipe\nb,\"x\"\"\"\n");
+    assert_eq!(found.len(), 2);
+    assert!(found[0].1.as_ref().unwrap().contains("3\\\"\\\" pipe"));
+    assert!(found[1].1.as_ref().unwrap().contains("x\\\""));
+    let found = rows("conversationId,k\na,5\" disk\nb,\"x\"\n");
+    assert_eq!(found.len(), 2);
+    assert!(found[0].1.as_ref().unwrap().contains("5\\\" disk"));
+}
+
+#[test]
+fn rows_that_would_lose_data_are_refused() {
+    let found = rows("conversationId,k\na,x\ry\nb,\"open\nc,1\nd,2\n");
+    assert_eq!(found.len(), 2);
+    let problem = found[0].1.as_ref().unwrap_err();
+    assert!(problem.contains("bare carriage return"), "{problem}");
+    let problem = found[1].1.as_ref().unwrap_err();
+    assert!(problem.contains("no closing quote"), "{problem}");
+    let problem = table(b"conversationId,k\ra,1\r").err().unwrap();
+    assert!(problem.contains("bare carriage return"), "{problem}");
+    assert!(table(b"").err().unwrap().contains("empty"));
+    // A line break inside of quotes is the cell's own, of any kind.
+    let found = rows("conversationId,k\na,\"x\ry\r\nz\"\nb,1");
+    assert!(found[0].1.as_ref().unwrap().contains("x\\ry\\r\\nz"));
+    assert_eq!(found[1].0, 4);
+}
+
+#[test]
+fn rows_are_the_same_however_the_source_is_cut() {
+    let text = "conversationId,k,n:\r\na,\"x\"\"\r\n\n\",1\r\n\r\n\nb,y,2\nc,\"open";
+    let whole = rows(text);
+    for size in 1..12 {
+        let source = BufReader::with_capacity(size, io::Cursor::new(text.as_bytes().to_vec()));
+        let mut lines = Lines::json(Box::new(source), None);
+        lines.read_header().unwrap();
+        assert_eq!(shown(lines), whole, "{size}");
+    }
+    let json = "{\"a\":1}\r\n\r\n\r{\"b\":\r1}\r\n";
+    let all = digests(Lines::json(Box::new(io::Cursor::new(json)), None));
+    for size in 1..12 {
+        let source = BufReader::with_capacity(size, io::Cursor::new(json));
+        assert_eq!(digests(Lines::json(Box::new(source), None)), all, "{size}");
+    }
+}
+
+#[test]
+fn values_are_not_shown_in_what_is_wrong() {
+    for text in ["\"SECRET\"", "12345678", "[\"SECRET\"]"] {
+        let found = lines(text.as_bytes());
+        let problem = found[0].1.as_ref().unwrap_err();
+        assert_eq!(problem, "the line is not a JSON object", "{text}");
+    }
+}
+
+#[test]
+fn digests_tell_changes_apart() {
+    let digest = |text: &str| {
+        digests(Lines::json(
+            Box::new(io::Cursor::new(text.as_bytes().to_vec())),
+            None,
+        ))[0]
+    };
+    assert_eq!(digest("abc\n"), digest("abc\nother"));
+    assert_eq!(digest("abc\r\n"), digest("abc"));
+    assert_ne!(digest("abc"), digest("abd"));
+    let row = |header: &str, end: &str| {
+        let text = format!("conversationId,{header}\nc,1{end}");
+        digests(table(text.as_bytes()).ok().unwrap())[0]
+    };
+    assert_ne!(row("a", "\n"), row("b", "\n"));
+    assert_eq!(row("a", "\n"), row("a", ""));
+    assert_eq!(row("a", "\n"), row("a", "\r\n"));
+}
+
+#[test]
+fn shard_takes_its_conversations_and_its_part_of_the_unreadable_lines() {
+    let mut text = String::new();
+    for n in 0..50 {
+        text += &format!("{{\"conversationId\":\"c-{n}\",\"attributes\":{{\"k\":1}}}}\nnope {n}\n");
+    }
+    let mut seen = Vec::new();
+    for index in 0..3 {
+        let shard = Shard { index, count: 3 };
+        let source = Box::new(io::Cursor::new(text.clone().into_bytes()));
+        let mut lines = Lines::json(source, Some(shard));
+        seen.extend(lines.wanted(|_| true).map(|line| line.number));
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (1..=100).collect::<Vec<u64>>());
+}

@@ -1,0 +1,114 @@
+//! `batch --dry-run` and `batch --diff`: what a run would do, without any write.
+
+use genesys_attributes::{Client, Error, ErrorKind};
+use serde::Serialize;
+
+use super::batch::{check_files, earlier, print_line};
+use super::client::{client, schema};
+use super::commands::refusals;
+use super::diff::{Diff, diff};
+use super::options::{Batch, Mode, Options};
+use super::records::{Lines, Opened, cut};
+use super::{Exit, Failure, Run, closed, screen};
+
+/// Neither the platform nor a file is written.
+pub(crate) fn rehearse(options: &Options, batch: &Batch) -> Run {
+    check_files(options, batch)?;
+    let mut opened = Opened::of(&batch.input).map_err(Failure::usage)?;
+    let (_, past) = earlier(&mut opened, batch, false).map_err(Failure::usage)?;
+    let lines = opened.lines().map_err(Failure::usage)?;
+    let wanted = |line| past.wants(line, batch.retry_failed);
+    if batch.mode == Mode::Diff {
+        return show_diffs(&client(options, 1)?, options.json, lines, wanted);
+    }
+    let (valid, refused) = refusals(lines, schema(options)?.as_ref(), wanted)?;
+    if options.json {
+        let summary = serde_json::json!({ "wouldBeSent": valid, "refused": refused });
+        screen::json(&summary.to_string());
+    } else {
+        screen::note(&format!(
+            "{valid} updates would be sent, {refused} lines would be refused; nothing was sent \
+             or written"
+        ));
+    }
+    Ok(if refused == 0 {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
+}
+
+/// Each line against what is there now.
+fn show_diffs(
+    client: &Client,
+    as_json: bool,
+    mut lines: Lines,
+    wanted: impl Fn(u64) -> bool,
+) -> Run {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Shown<'a> {
+        line: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        conversation_id: Option<&'a str>,
+        #[serde(flatten)]
+        diff: Option<Diff>,
+        #[serde(flatten)]
+        failed: Option<Failed>,
+    }
+    #[derive(Serialize)]
+    struct Failed {
+        status: &'static str,
+        error: Error,
+    }
+
+    let (mut change, mut same, mut failed) = (0u64, 0u64, 0u64);
+    for line in lines.wanted(wanted) {
+        let result = match &line.update {
+            Ok(update) => diff(client, update),
+            Err(problem) => Err(Error::new(ErrorKind::InvalidInput, problem.as_str())),
+        };
+        let (diff, failure) = match result {
+            Ok(diff) => (Some(diff), None),
+            Err(error) if error.kind() == ErrorKind::Auth => return Err(error.into()),
+            Err(error) => (
+                None,
+                Some(Failed {
+                    status: "failed",
+                    error,
+                }),
+            ),
+        };
+        match &diff {
+            None => failed += 1,
+            Some(diff) if diff.changes.is_empty() => same += 1,
+            Some(_) => change += 1,
+        }
+        let update = line.update.as_ref().ok();
+        let shown = Shown {
+            line: line.number,
+            conversation_id: update.map(|update| update.target().conversation_id()),
+            diff,
+            failed: failure,
+        };
+        print_line(&shown).map_err(|error| closed(&error, Exit::BrokenPipe))?;
+    }
+    if let Some(error) = lines.failed.take() {
+        return Err(Failure::usage(cut(error)));
+    }
+    if as_json {
+        let summary =
+            serde_json::json!({ "wouldChange": change, "unchanged": same, "failed": failed });
+        screen::json(&summary.to_string());
+    } else {
+        screen::note(&format!(
+            "{change} lines would change something, {same} nothing, {failed} failed; nothing was \
+             written"
+        ));
+    }
+    Ok(if failed == 0 {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
+}

@@ -1,0 +1,200 @@
+//! Standard error, which everybody shares: messages, each on a line of its own, and the one line
+//! that moves. Nobody reading it is no reason to fail, so what cannot be written is dropped.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How progress can be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// A line that is drawn again and again.
+    Redrawn,
+    /// A terminal that cannot draw a line again: a new line now and then.
+    Plain,
+    /// Nobody is watching.
+    None,
+}
+
+/// How many different warnings are held back at one time.
+const MAX_FOLDED: usize = 32;
+
+struct Screen {
+    json: bool,
+    quiet: bool,
+    /// What the moving line shows now, for drawing it again below a message.
+    line: Option<String>,
+    /// Warnings that were shown once, and how many like them came since.
+    folded: Vec<(String, u64)>,
+    folding: bool,
+}
+
+static SCREEN: Mutex<Screen> = Mutex::new(Screen {
+    json: false,
+    quiet: false,
+    line: None,
+    folded: Vec::new(),
+    folding: false,
+});
+
+fn screen() -> MutexGuard<'static, Screen> {
+    SCREEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the command line asks for.
+pub(crate) fn configure(json: bool, quiet: bool) {
+    let mut screen = screen();
+    screen.json = json;
+    screen.quiet = quiet;
+}
+
+/// How progress can be shown here.
+pub(crate) fn style() -> Style {
+    let screen = screen();
+    let dumb = || std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    match io::stderr().is_terminal() && !screen.json && !screen.quiet {
+        false => Style::None,
+        true if dumb() => Style::Plain,
+        true => Style::Redrawn,
+    }
+}
+
+/// The width of the terminal, in columns.
+pub(crate) fn width() -> usize {
+    let size = terminal_size::terminal_size_of(io::stderr());
+    size.map_or(80, |(width, _)| usize::from(width.0).max(10))
+}
+
+impl Screen {
+    /// Writes whole lines above the moving line.
+    fn put(&mut self, text: &str) {
+        let mut out = String::new();
+        if self.line.is_some() {
+            out.push_str("\r\x1b[K");
+        }
+        out.push_str(text);
+        out.push('\n');
+        if let Some(line) = &self.line {
+            out.push_str(line);
+        }
+        let mut err = io::stderr().lock();
+        let _ = err.write_all(out.as_bytes()).and_then(|()| err.flush());
+    }
+
+    fn message(&mut self, level: &str, text: &str) {
+        if self.quiet && level != "error" {
+            return;
+        }
+        if self.json {
+            let record = serde_json::json!({ "level": level, "message": text });
+            return self.put(&record.to_string());
+        }
+        match level {
+            "info" | "error" => self.put(&format!("genesys-attributes: {text}")),
+            _ => self.put(&format!("{level}: {text}")),
+        }
+    }
+
+    fn tell_folded(&mut self) {
+        for (shape, more) in std::mem::take(&mut self.folded) {
+            if more > 0 {
+                self.message("warn", &format!("{more} more like: {shape}"));
+            }
+        }
+    }
+}
+
+/// One note for whoever runs the program.
+pub(crate) fn note(text: &str) {
+    screen().message("info", text);
+}
+
+/// One warning.
+pub(crate) fn warn(text: &str) {
+    screen().message("warn", text);
+}
+
+/// Why a command fails.
+pub(crate) fn error(text: &str) {
+    screen().message("error", text);
+}
+
+/// One line of JSON, where the program speaks that.
+pub(crate) fn json(text: &str) {
+    screen().put(text);
+}
+
+/// Text of several lines that ends a command.
+pub(crate) fn block(text: &str) {
+    let mut screen = screen();
+    if !screen.quiet {
+        screen.put(text.trim_end_matches('\n'));
+    }
+}
+
+/// One record of the log. While warnings are folded, those that differ only in ids and numbers are
+/// shown once and then counted.
+pub(crate) fn log(level: log::Level, text: &str) {
+    let mut screen = screen();
+    if level == log::Level::Warn && screen.folding {
+        let shape = shape(text);
+        if let Some((_, more)) = screen.folded.iter_mut().find(|(known, _)| *known == shape) {
+            *more += 1;
+            return;
+        }
+        if screen.folded.len() >= MAX_FOLDED {
+            screen.tell_folded();
+        }
+        screen.folded.push((shape, 0));
+    }
+    screen.message(&level.as_str().to_lowercase(), text);
+}
+
+/// Words that hold a digit stand for what differs.
+fn shape(text: &str) -> String {
+    let words = text
+        .split(' ')
+        .map(|word| match word.bytes().any(|b| b.is_ascii_digit()) {
+            true => "…",
+            false => word,
+        });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// From now on equal warnings are folded.
+pub(crate) fn fold() {
+    screen().folding = true;
+}
+
+/// Tells how often the folded warnings came, and forgets them.
+pub(crate) fn unfold() {
+    screen().tell_folded();
+}
+
+/// Draws the moving line.
+pub(crate) fn draw(line: &str) {
+    let mut screen = screen();
+    screen.line = Some(line.to_owned());
+    let mut err = io::stderr().lock();
+    let _ = write!(err, "\r\x1b[K{line}").and_then(|()| err.flush());
+}
+
+/// Takes the moving line away.
+pub(crate) fn clear() {
+    let mut screen = screen();
+    if screen.line.take().is_some() {
+        let mut err = io::stderr().lock();
+        let _ = write!(err, "\r\x1b[K").and_then(|()| err.flush());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_of_one_shape_differ_in_ids_and_numbers() {
+        let one = shape("conversation c-1 has ended at 10:00");
+        assert_eq!(one, shape("conversation c-2 has ended at 11:30"));
+        assert_ne!(one, shape("conversation c-1 is closed at 10:00"));
+    }
+}

@@ -1,0 +1,140 @@
+//! What an input is, by its first bytes and its first lines: a file of another format would fail
+//! line by line, for good.
+
+/// How many lines are looked at.
+const LINES: usize = 20;
+
+/// Refuses what is neither JSON lines nor, where that is asked for, CSV. `whole` says that `start`
+/// is all of the input.
+pub(crate) fn check(start: &[u8], whole: bool, csv: bool) -> Result<(), String> {
+    let unpack = |how: &str| {
+        Err(format!(
+            "it is compressed: unpack it first, as by {how} FILE | genesys-attributes batch -"
+        ))
+    };
+    match start {
+        [0x1F, 0x8B, ..] => return unpack("gunzip -c"),
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => return unpack("bunzip2 -c"),
+        [0x28, 0xB5, 0x2F, 0xFD, ..] => return unpack("zstd -dc"),
+        [0xFD, b'7', b'z', b'X', b'Z', ..] => return unpack("xz -dc"),
+        [b'P', b'K', 3, 4, ..] => {
+            return Err(
+                "it is a ZIP archive or a workbook (such as .xlsx): unpack it, or save it as CSV \
+                 in UTF-8"
+                    .into(),
+            );
+        }
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] | [0, _, ..] | [_, 0, ..] => {
+            return Err(
+                "it is not UTF-8, but probably UTF-16: convert it, as by iconv -f UTF-16 -t UTF-8"
+                    .into(),
+            );
+        }
+        _ => {}
+    }
+    let text = start.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(start);
+    let mut pieces = text.split(|byte| *byte == b'\n');
+    // What follows the last line end may go on beyond what was read.
+    let rest = pieces.next_back().unwrap_or_default();
+    let mut lines: Vec<&[u8]> = pieces.map(<[u8]>::trim_ascii).collect();
+    if whole {
+        lines.push(rest.trim_ascii());
+    }
+    lines.retain(|line| !line.is_empty());
+    lines.truncate(LINES);
+    if lines.iter().any(|line| line.contains(&0)) {
+        return Err("it is binary".into());
+    }
+    let first = lines.first().copied().unwrap_or_else(|| rest.trim_ascii());
+    match (first.first(), csv) {
+        (None, _) => Ok(()),
+        (Some(b'['), _) => {
+            Err("it is one JSON array: write one object a line, as by jq -c '.[]' FILE".into())
+        }
+        (Some(b'{'), true) => Err("it is JSON lines: leave --csv out".into()),
+        (Some(_), true) => Ok(()),
+        (Some(b'{'), false) if lines.is_empty() => Ok(()),
+        (Some(start), false) => {
+            let is_object = |line: &&[u8]| {
+                serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok()
+                    && line.starts_with(b"{")
+            };
+            if lines.iter().any(is_object) {
+                return Ok(());
+            }
+            Err(match start {
+                b'{' if first == b"{" => {
+                    "its objects stretch over several lines: write one object a line, as by jq -c \
+                     . FILE"
+                        .into()
+                }
+                b'{' => no_object(lines.len()),
+                _ if first.contains(&b',') || first == b"conversationId" => {
+                    format!("{}: is it CSV? Give --csv", no_object(lines.len()))
+                }
+                _ => no_object(lines.len()),
+            })
+        }
+    }
+}
+
+fn no_object(lines: usize) -> String {
+    match lines {
+        0 | 1 => "its first line is no JSON object".to_owned(),
+        n => format!("none of its first {n} lines is a JSON object"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_format_is_refused_with_what_to_do() {
+        for (start, csv, problem) in [
+            (&b"\x1F\x8B\x08\x00rest"[..], false, "gunzip"),
+            (b"\x1F\x8B\x08\x00rest", true, "gunzip"),
+            (b"PK\x03\x04", true, "workbook"),
+            (b"\xFF\xFE{\0", false, "UTF-16"),
+            (b"{\0\"\0", false, "UTF-16"),
+            (b"\0c\0o", true, "UTF-16"),
+            (b"[{\"conversationId\":\"a\"}]\n", false, "one JSON array"),
+            (b"[\n", true, "one JSON array"),
+            (
+                b"{\n  \"conversationId\": \"a\"\n}\n",
+                false,
+                "several lines",
+            ),
+            (b"conversationId,tier\na,b\n", false, "--csv"),
+            (b"conversationId\na\n", false, "--csv"),
+            (b"{\"conversationId\":\"a\"}\n", true, "leave --csv out"),
+            (
+                b"\xEF\xBB\xBF{\"conversationId\":\"a\"}\n",
+                true,
+                "leave --csv out",
+            ),
+            (b"nope\nnope\n", false, "none of its first 2 lines"),
+            (b"nope", false, "first line is no JSON object"),
+            (b"\n\n12\n", false, "first line is no JSON object"),
+            (b"{\"a\":1}\na\0b\n", false, "binary"),
+        ] {
+            let error = check(start, true, csv).err().unwrap_or_default();
+            assert!(error.contains(problem), "{start:?}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn input_of_its_format_is_taken() {
+        for (start, csv) in [
+            (&b""[..], false),
+            (b"", true),
+            (b"\n \n", false),
+            (b"\xEF\xBB\xBF{}\n", false),
+            (b"nope\n{\"conversationId\":\"a\"}\n", false),
+            (b"conversationId,k\na,{\n", true),
+            (b"{\"half a line", false),
+        ] {
+            check(start, csv || !start.starts_with(b"{\"half"), csv).unwrap();
+        }
+    }
+}

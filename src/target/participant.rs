@@ -1,0 +1,455 @@
+//! The attributes of one participant: data for agents, scripts, flows and reports.
+//!
+//! - Read: `GET /api/v2/conversations/{id}`, and in it the participant that is meant. A write to
+//!   an id needs no read.
+//! - Write: `PATCH …/participants/{id}/attributes` with the changed keys only → 202: it will be
+//!   stored shortly.
+//! - Lock: none exists, neither version nor entity tag; the last writer of a key wins. 409 asks to
+//!   send it again.
+//! - Values: text; integers and booleans are written as text.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    AttributesPatch, Change, ConversationBody, Kind, ReadFailure, TargetKind, TargetState, Write,
+    encoded, identifier, json_bytes, no_basis,
+};
+use crate::attributes::{Attributes, Values};
+use crate::error::{Error, ErrorKind, Result, Rule, Violation};
+use crate::http::{Method, Response};
+#[cfg(test)]
+use crate::simulation::mistake::{Mistake, planted};
+
+/// Whom of a conversation's participants an update means.
+///
+/// From text, a purpose that the platform knows is a purpose, `purpose:NAME` is any purpose,
+/// `id:ID` is any id, and everything else is an id.
+///
+/// ```
+/// use genesys_attributes::Participant;
+///
+/// assert_eq!(Participant::from("customer"), Participant::customer());
+/// assert_eq!(Participant::from("agent"), Participant::purpose("agent"));
+/// assert_eq!(Participant::from("purpose:robot"), Participant::purpose("robot"));
+/// assert_eq!(Participant::from("7c1b4f0e"), Participant::id("7c1b4f0e"));
+/// assert_eq!(Participant::purpose("robot").to_string(), "purpose:robot");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Participant {
+    /// In the form in which records hold it.
+    text: String,
+}
+
+/// What a [`Participant`] means.
+enum Selector<'a> {
+    Id(&'a str),
+    /// The first of these purposes that any participant has.
+    Customer,
+    Purpose(&'a str),
+}
+
+/// What the platform and its clients call the person outside of the organization.
+const CUSTOMER: [&str; 3] = ["customer", "external", "user"];
+
+/// Purposes whose participant stays as long as the conversation does.
+const STAYING: [&str; 2] = ["customer", "external"];
+
+/// The platform's purposes (`purpose` in its participant and analytics models).
+const KNOWN: [&str; 18] = [
+    "acd",
+    "agent",
+    "api",
+    "botflow",
+    "campaign",
+    "customer",
+    "dialer",
+    "external",
+    "fax",
+    "group",
+    "inbound",
+    "ivr",
+    "manual",
+    "outbound",
+    "station",
+    "user",
+    "voicemail",
+    "workflow",
+];
+
+impl Participant {
+    /// The customer: the first that exists of the purposes customer, external and user.
+    pub fn customer() -> Participant {
+        Participant::from("customer")
+    }
+
+    /// The participant with exactly this purpose. Those who are still active come before those who
+    /// left; when several remain, the update fails and lists their ids.
+    ///
+    /// `purpose("customer")` does not look for `external` or `user`, as
+    /// [`customer`](Participant::customer) does.
+    pub fn purpose(purpose: impl Into<String>) -> Participant {
+        let purpose = purpose.into();
+        let text = if KNOWN.contains(&purpose.as_str()) && purpose != "customer" {
+            purpose
+        } else {
+            ["purpose:", &purpose].concat()
+        };
+        Participant { text }
+    }
+
+    /// The participant with this id.
+    pub fn id(id: impl Into<String>) -> Participant {
+        let id = id.into();
+        let ambiguous =
+            KNOWN.contains(&id.as_str()) || id.starts_with("purpose:") || id.starts_with("id:");
+        let text = if ambiguous { ["id:", &id].concat() } else { id };
+        Participant { text }
+    }
+
+    /// The text form: `customer`, `agent`, `purpose:NAME` or an id.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    fn selector(&self) -> Selector<'_> {
+        let text = self.text.as_str();
+        if text == "customer" {
+            Selector::Customer
+        } else if let Some(purpose) = text.strip_prefix("purpose:") {
+            Selector::Purpose(purpose)
+        } else if KNOWN.contains(&text) {
+            Selector::Purpose(text)
+        } else {
+            Selector::Id(text.strip_prefix("id:").unwrap_or(text))
+        }
+    }
+
+    /// The purposes that are meant, in their order, as far as their participants stay.
+    pub(crate) fn staying_purposes(&self) -> &'static [&'static str] {
+        match self.selector() {
+            Selector::Customer => &STAYING,
+            Selector::Purpose("customer") => &["customer"],
+            Selector::Purpose("external") => &["external"],
+            _ => &[],
+        }
+    }
+
+    pub(crate) fn is_id(&self) -> bool {
+        matches!(self.selector(), Selector::Id(_))
+    }
+
+    /// The purpose that an id looks like, such as `agent` for `agnet`.
+    pub(crate) fn resembles(&self) -> Option<&'static str> {
+        let Selector::Id(id) = self.selector() else {
+            return None;
+        };
+        let letters = |text: &str| {
+            let mut letters: Vec<char> = text.to_lowercase().chars().collect();
+            letters.sort_unstable();
+            letters
+        };
+        let near = |purpose: &&&str| {
+            // The same letters in another order, or one more, one less or another one.
+            let (a, b) = (letters(id), letters(purpose));
+            let missing = a.iter().filter(|c| !b.contains(c)).count();
+            let extra = b.iter().filter(|c| !a.contains(c)).count();
+            a == b || a.len().abs_diff(b.len()) <= 1 && missing + extra <= 1 && a.len() > 3
+        };
+        KNOWN.iter().find(near).copied()
+    }
+
+    /// The participant that is meant: active ones before those who left, one and no more.
+    fn choose<'p>(&self, participants: &'p [ParticipantBody]) -> Result<&'p ParticipantBody> {
+        let of_purpose = |purpose: &str| -> Vec<&'p ParticipantBody> {
+            let has =
+                |p: &&ParticipantBody| p.id.is_some() && p.purpose.as_deref() == Some(purpose);
+            participants.iter().filter(has).collect()
+        };
+        let mut meant = match self.selector() {
+            Selector::Id(id) => {
+                let mut all = participants.iter();
+                return all
+                    .find(|p| p.id.as_deref() == Some(id))
+                    .ok_or_else(|| self.not_found(participants));
+            }
+            Selector::Purpose(purpose) => of_purpose(purpose),
+            Selector::Customer => CUSTOMER
+                .iter()
+                .map(|purpose| of_purpose(purpose))
+                .find(|found| !found.is_empty())
+                .unwrap_or_default(),
+        };
+        if meant.iter().any(|p| p.is_active()) {
+            meant.retain(|p| p.is_active());
+        }
+        match meant.as_slice() {
+            [one] => Ok(one),
+            [] => Err(self.not_found(participants)),
+            several => {
+                let ids: Vec<&str> = several.iter().filter_map(|p| p.id.as_deref()).collect();
+                Err(Error::violated(vec![Violation::new(
+                    "participant",
+                    Rule::Unsupported,
+                    format!(
+                        "{self} means {} participants; give the id of one: {}",
+                        ids.len(),
+                        ids.join(", ")
+                    ),
+                )]))
+            }
+        }
+    }
+
+    fn not_found(&self, participants: &[ParticipantBody]) -> Error {
+        let mut purposes: Vec<&str> = Vec::new();
+        for purpose in participants.iter().filter_map(|p| p.purpose.as_deref()) {
+            if !purposes.contains(&purpose) {
+                purposes.push(purpose);
+            }
+        }
+        let there = match purposes.as_slice() {
+            [] => "no participants".to_owned(),
+            some => format!("participants of the purposes {}", some.join(", ")),
+        };
+        Error::new(
+            ErrorKind::NotFound,
+            format!("it does not exist; the conversation has {there}"),
+        )
+    }
+}
+
+impl From<&str> for Participant {
+    fn from(text: &str) -> Participant {
+        Participant::from(text.to_owned())
+    }
+}
+
+impl From<String> for Participant {
+    fn from(text: String) -> Participant {
+        // One form for each meaning.
+        match text.strip_prefix("purpose:") {
+            Some(purpose) if purpose != "customer" => Participant::purpose(purpose),
+            _ => match text.strip_prefix("id:") {
+                Some(id) => Participant::id(id),
+                None => Participant { text },
+            },
+        }
+    }
+}
+
+impl From<&String> for Participant {
+    fn from(text: &String) -> Participant {
+        Participant::from(text.clone())
+    }
+}
+
+impl From<&Participant> for Participant {
+    fn from(participant: &Participant) -> Participant {
+        participant.clone()
+    }
+}
+
+impl fmt::Display for Participant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The participant that a read found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) id: String,
+    /// Whether it stays as long as the conversation does, so that its id may be remembered.
+    pub(crate) stays: bool,
+}
+
+impl Kind for Participant {
+    const KIND: TargetKind = TargetKind::Participant;
+    const VALUES: Values = Values::Text;
+
+    fn description(&self) -> String {
+        format!("participant {self} of conversation ")
+    }
+
+    fn check(&self, found: &mut Vec<Violation>) {
+        let name = match self.selector() {
+            Selector::Id(id) => id,
+            Selector::Purpose(purpose) => purpose,
+            Selector::Customer => return,
+        };
+        identifier("participant", name, found);
+    }
+
+    fn is_locked(&self) -> bool {
+        false
+    }
+
+    fn known(&self, cached: Option<String>) -> Option<TargetState> {
+        let participant = match self.selector() {
+            // The selector has it already.
+            Selector::Id(_) => None,
+            _ => Some(Found {
+                id: cached?,
+                stays: true,
+            }),
+        };
+        Some(TargetState {
+            participant,
+            ..TargetState::default()
+        })
+    }
+
+    fn read_path(&self) -> Cow<'static, str> {
+        Cow::Borrowed("")
+    }
+
+    fn parse(&self, response: &Response) -> Result<TargetState, ReadFailure> {
+        let read: ConversationBody = response.object_of()?;
+        let participant = self.choose(read.participants.as_deref().unwrap_or_default())?;
+        let purpose = participant.purpose.as_deref().unwrap_or_default();
+        let stays = STAYING.contains(&purpose);
+        #[cfg(test)]
+        let stays = stays || planted(Mistake::AgentRemembered);
+        Ok(TargetState {
+            participant: participant.id.clone().map(|id| Found { id, stays }),
+            // A participant without the field has no attributes.
+            attributes: Some(participant.attributes.clone().unwrap_or_default()),
+            ended: read.ended(),
+            ..TargetState::default()
+        })
+    }
+
+    fn write(&self, mut path: String, change: &Change<'_>, state: &TargetState) -> Result<Write> {
+        let id = match (&state.participant, self.selector()) {
+            (Some(found), _) => found.id.as_str(),
+            (None, Selector::Id(id)) => id,
+            (None, _) => return Err(no_basis("no participant to write to")),
+        };
+        path += "/participants/";
+        path += &encoded(id);
+        path += "/attributes";
+        Ok(Write {
+            method: Method::Patch,
+            path,
+            if_match: None,
+            body: json_bytes(&AttributesPatch {
+                attributes: change.set,
+            })?,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ParticipantBody {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    purpose: Option<String>,
+    #[serde(default)]
+    end_time: Option<Value>,
+    #[serde(default)]
+    attributes: Option<Attributes>,
+}
+
+impl ParticipantBody {
+    fn is_active(&self) -> bool {
+        self.end_time.as_ref().is_none_or(Value::is_null)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(who: &str, participants: Value) -> std::result::Result<String, ErrorKind> {
+        let participants: Vec<ParticipantBody> = serde_json::from_value(participants).unwrap();
+        let found = Participant::from(who)
+            .choose(&participants)
+            .map_err(|e| e.kind())?;
+        Ok(found.id.clone().unwrap_or_default())
+    }
+
+    #[test]
+    fn participant_choice_by_table() {
+        let one = |id: &str, purpose: &str| serde_json::json!({ "id": id, "purpose": purpose });
+        let left = |id: &str, purpose: &str| serde_json::json!({ "id": id, "purpose": purpose, "endTime": "2026-01-01T00:00:00Z" });
+        let call = serde_json::json!([one("u", "user"), one("x", "external"), one("a", "agent")]);
+        for (who, participants, found) in [
+            ("customer", &call, Ok("x")),
+            ("user", &call, Ok("u")),
+            ("purpose:agent", &call, Ok("a")),
+            ("purpose:customer", &call, Err(ErrorKind::NotFound)),
+            ("a", &call, Ok("a")),
+            ("nobody", &call, Err(ErrorKind::NotFound)),
+            (
+                "agent",
+                &serde_json::json!([left("1", "agent"), one("2", "agent")]),
+                Ok("2"),
+            ),
+            ("agent", &serde_json::json!([left("1", "agent")]), Ok("1")),
+            (
+                "agent",
+                &serde_json::json!([one("1", "agent"), one("2", "agent")]),
+                Err(ErrorKind::InvalidInput),
+            ),
+            (
+                "agent",
+                &serde_json::json!([{ "purpose": "agent" }]),
+                Err(ErrorKind::NotFound),
+            ),
+        ] {
+            assert_eq!(
+                chosen(who, participants.clone()),
+                found.map(str::to_owned),
+                "{who} in {participants}"
+            );
+        }
+    }
+
+    #[test]
+    fn participant_text_reads_back_to_the_same_meaning() {
+        for who in [
+            Participant::customer(),
+            Participant::purpose("customer"),
+            Participant::purpose("agent"),
+            Participant::purpose("robot"),
+            Participant::id("7c1b"),
+            Participant::id("agent"),
+            Participant::id("purpose:x"),
+            Participant::id("id:x"),
+        ] {
+            assert_eq!(Participant::from(who.to_string()), who, "{who}");
+        }
+        assert!(Participant::from("agent") == Participant::from("purpose:agent"));
+        assert!(!Participant::from("agent").is_id() && Participant::id("agent").is_id());
+    }
+
+    #[test]
+    fn participant_id_that_resembles_a_purpose_is_told() {
+        for (id, purpose) in [
+            ("agnet", Some("agent")),
+            ("Customer", Some("customer")),
+            ("custommer", Some("customer")),
+            ("7c1b4f0e-0000-4000-8000-000000000001", None),
+            ("p-1", None),
+        ] {
+            assert_eq!(Participant::id(id).resembles(), purpose, "{id}");
+        }
+    }
+
+    #[test]
+    fn participant_who_may_leave_is_not_remembered() {
+        for (purpose, stays) in [("customer", true), ("external", true), ("user", false)] {
+            let body = serde_json::json!({ "participants": [{ "id": "p", "purpose": purpose }] });
+            let response = Response::new(200).with_body(body.to_string());
+            let state = Participant::customer().parse(&response).unwrap();
+            let found = state.participant.unwrap();
+            assert_eq!((found.id.as_str(), found.stays), ("p", stays), "{purpose}");
+        }
+    }
+}

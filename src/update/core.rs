@@ -1,0 +1,186 @@
+//! What all clones of a client share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use log::warn;
+
+use super::facts::Facts;
+use super::{Edit, Update};
+use crate::attributes::{Attributes, ValidationLimits};
+use crate::audit::{self, AuditMode, AuditRecord, AuditSink};
+use crate::cache::Cache;
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Listeners;
+use crate::exchange::Call;
+use crate::http::Response;
+use crate::keyed_lock::KeyedLock;
+use crate::metrics::Counters;
+use crate::problem;
+use crate::receipt::Snapshot;
+use crate::retry::Patience;
+use crate::schema::Schema;
+use crate::session::Session;
+use crate::sync::Cancel;
+use crate::target::{Target, TargetState};
+
+/// What to do about a conversation that has ended, where a read shows that it has.
+///
+/// The platform's analytics drops attributes that are written after the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum EndedPolicy {
+    /// Write, and only flag it in the receipt.
+    Allow,
+    /// Write, flag it in the receipt and log a warning.
+    #[default]
+    Warn,
+    /// Refuse with [`ErrorKind::InvalidInput`]. An update that does not read (a warm one, or one
+    /// by participant id) does not know, and writes; nor do reads of secure attributes and custom
+    /// records tell.
+    Refuse,
+}
+
+/// What all clones of a client share.
+pub(crate) struct Core {
+    pub(crate) session: Session,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) listeners: Listeners,
+    pub(crate) audit: Option<Audit>,
+    /// Keeps the audit ids of this client apart from those of another.
+    pub(crate) audit_prefix: String,
+    pub(crate) audit_sequence: AtomicU64,
+    pub(crate) limits: ValidationLimits,
+    pub(crate) schema: Option<Schema>,
+    pub(crate) metadata_source: String,
+    pub(crate) ended: EndedPolicy,
+    pub(crate) secure_values_in_events: bool,
+    pub(crate) cache: Cache,
+    pub(crate) locks: KeyedLock,
+    pub(crate) in_flight: AtomicUsize,
+}
+
+/// The audit trail's settings.
+pub(crate) struct Audit {
+    pub(crate) sink: Arc<dyn AuditSink>,
+    pub(crate) mode: AuditMode,
+    pub(crate) values: bool,
+    pub(crate) secure_values: bool,
+}
+
+/// Reads the current values and says what to write, or that there is nothing to.
+pub(crate) type Compute<'a> = &'a mut (dyn FnMut(&Snapshot) -> Result<Option<Edit>> + 'a);
+
+/// An update, and how it is to be run.
+pub(crate) struct Order<'a> {
+    pub(crate) update: &'a Update,
+    pub(crate) compute: Option<Compute<'a>>,
+    /// Only this call can have written the computed values.
+    pub(crate) unique: bool,
+    pub(crate) patience: Patience,
+    pub(crate) cancel: Option<&'a Cancel>,
+}
+
+impl Core {
+    pub(super) fn audit_id(&self, facts: &mut Facts<'_>) -> String {
+        facts
+            .audit_id
+            .get_or_insert_with(|| {
+                let number = self.audit_sequence.fetch_add(1, Ordering::Relaxed) + 1;
+                [&self.audit_prefix, "-", &number.to_string()].concat()
+            })
+            .clone()
+    }
+
+    /// Keeps a record; `false` when that failed, which is no error of the update.
+    pub(super) fn keep(&self, record: &AuditRecord<'_>) -> bool {
+        let Some(audit) = &self.audit else {
+            return true;
+        };
+        audit::record(audit.sink.as_ref(), record)
+            .inspect_err(|e| {
+                self.counters.audit_failures.increment();
+                warn!("an audit record could not be kept: {e}");
+            })
+            .is_ok()
+    }
+
+    pub(super) fn forget(&self, target: &Target) {
+        if let Some(key) = target.cache_key() {
+            self.cache.forget(&key);
+        }
+    }
+
+    /// Reads a target, for whoever wants to know.
+    pub(crate) fn read(&self, target: &Target, cancel: Option<&Cancel>) -> Result<Snapshot> {
+        target.checked()?;
+        let wire = &self.session.wire;
+        let id = target.conversation_id();
+        let mut call = wire.begin(wire.policy, Patience::Deadline, id, cancel);
+        let read = self.read_with(target, &mut call, &[]);
+        read.map_err(|error| error.with_effort(call.attempts, call.requests, call.latency()))
+    }
+
+    pub(super) fn read_with(
+        &self,
+        target: &Target,
+        call: &mut Call<'_>,
+        hidden: &[&Attributes],
+    ) -> Result<Snapshot> {
+        let state = self.session.fetch(call, &target.read_path(), |response| {
+            if response.is_success() {
+                let read = target.parse(response);
+                read.map_err(|failure| (failure.error, failure.transient))
+            } else {
+                let error = self.refusal(target, response, hidden);
+                Err((advised(error, target, response, false), false))
+            }
+        })?;
+        snapshot(target, &state)
+    }
+
+    /// The error for an answer that is no success. Values of `hidden` are masked in its text.
+    pub(super) fn refusal(
+        &self,
+        target: &Target,
+        response: &Response,
+        hidden: &[&Attributes],
+    ) -> Error {
+        let wait = self.session.wire.retry_after(response);
+        let kind = if target.is_conflict(response) {
+            ErrorKind::Conflict
+        } else {
+            problem::kind_of(response.status)
+        };
+        problem::error_of_kind(kind, response, &target.description(), wait, hidden)
+    }
+}
+
+pub(super) fn advised(error: Error, target: &Target, response: &Response, written: bool) -> Error {
+    match target.advice(response.status, written) {
+        Some(advice) => error.and(&advice),
+        None => error,
+    }
+}
+
+pub(super) fn snapshot(target: &Target, state: &TargetState) -> Result<Snapshot> {
+    let attributes = state.attributes.clone().ok_or_else(|| {
+        Error::new(
+            ErrorKind::Protocol,
+            format!(
+                "{}: the answer holds no attributes, so they cannot be read",
+                target.description()
+            ),
+        )
+    })?;
+    Ok(Snapshot {
+        conversation_id: target.conversation_id().to_owned(),
+        target: target.kind(),
+        resource_id: target.resource_id(state),
+        version: state.version.clone(),
+        attributes,
+        conversation_ended: target.shows_end().then_some(state.ended.is_some()),
+    })
+}

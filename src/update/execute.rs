@@ -1,0 +1,158 @@
+//! The story of one update around its driver: check, take the lock, carry out, audit, notify.
+
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::core::{Core, Order};
+use super::facts::Facts;
+use super::run::Run;
+use crate::audit;
+use crate::error::{Error, ErrorKind, Result};
+use crate::receipt::{Outcome, Receipt, Status};
+#[cfg(test)]
+use crate::simulation::mistake::{Mistake, planted};
+
+/// Counts an update as in flight, also when something in it panics.
+struct InFlight<'a>(&'a AtomicUsize);
+
+impl<'a> InFlight<'a> {
+    fn enter(count: &'a AtomicUsize) -> InFlight<'a> {
+        count.fetch_add(1, Ordering::AcqRel);
+        InFlight(count)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Core {
+    /// Runs an update, and counts what came of it.
+    pub(crate) fn execute<'a>(&'a self, order: Order<'a>) -> Result<Receipt> {
+        let _in_flight = InFlight::enter(&self.in_flight);
+        self.counters.calls.increment();
+        let result = self.run(order);
+        match &result {
+            Ok(receipt) => {
+                match receipt.outcome {
+                    Outcome::Applied => self.counters.applied.increment(),
+                    Outcome::AlreadyApplied => self.counters.already_applied.increment(),
+                    Outcome::Unchanged => self.counters.unchanged.increment(),
+                }
+                if receipt.outcome != Outcome::Unchanged {
+                    self.counters.latency(receipt.latency);
+                }
+            }
+            Err(error) => {
+                if !error.violations().is_empty() {
+                    self.counters.validation_errors.increment();
+                }
+                self.counters.failed(error.kind());
+            }
+        }
+        result
+    }
+
+    /// The whole story: check, take the lock, carry out, audit, tell.
+    fn run<'a>(&'a self, order: Order<'a>) -> Result<Receipt> {
+        let Order { update, cancel, .. } = order;
+        let target = &update.target;
+        let checked = if order.compute.is_some() {
+            target.checked().map(|()| Cow::Borrowed(&update.attributes))
+        } else {
+            update.checked(&self.limits, self.schema.as_ref())
+        };
+        let (wanted, invalid) = match checked {
+            Ok(wanted) => (wanted, None),
+            Err(error) => (Cow::Borrowed(&update.attributes), Some(error)),
+        };
+        let mut facts = Facts::new(target, wanted, &update.remove);
+        facts.audit_values = self.audit.as_ref().is_some_and(|audit| {
+            audit.values && (audit.secure_values || !target.is_confidential())
+        });
+        if let Some(error) = invalid {
+            return Err(self.failed(&mut facts, error));
+        }
+
+        let policy = self.session.wire.policy;
+        let id = target.conversation_id();
+        let locked = self
+            .locks
+            .acquire(id, self.clock.as_ref(), policy.deadline, cancel);
+        let guard = match locked {
+            Ok(guard) => guard,
+            // From inside of a sink: the record would come here again.
+            Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error),
+            Err(error) => return Err(self.failed(&mut facts, error)),
+        };
+        let mut call = self.session.wire.begin(policy, order.patience, id, cancel);
+        if let Some(since) = guard.waited_since() {
+            call.budget.start(since);
+        }
+        let mut run = Run::new(self, order, call, facts);
+        let ended = run.until_done();
+        let timestamp = self.clock.wall();
+        #[cfg(test)]
+        let guard = (!planted(Mistake::TurnReleasedEarly)).then_some(guard);
+        let (call, mut facts, answer) = run.into_parts();
+        let (outcome, version) = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                let wrote = call.attempts > 0;
+                #[cfg(test)]
+                if wrote && planted(Mistake::EventBeforeOutcome) {
+                    let receipt = facts.receipt(Outcome::Applied, None, None, &call, timestamp);
+                    let event = facts.event(self.listeners.next_sequence(), "", &receipt, false);
+                    self.listeners.run_hooks(&event, &self.counters);
+                }
+                #[cfg(test)]
+                let wrote = wrote && !planted(Mistake::CacheKeptInDoubt);
+                if wrote {
+                    self.forget(target);
+                }
+                return Err(self.failed(&mut facts, error));
+            }
+        };
+        let mut receipt = facts.receipt(outcome, version, answer, &call, timestamp);
+        receipt.verified = update.verify && outcome == Outcome::Applied;
+        let tells = outcome != Outcome::Unchanged;
+        // A conflict may have shown that there is nothing to change after an intent was recorded,
+        // which is closed then. It is no event all the same.
+        if self.audit.is_some() && (tells || facts.audit_id.is_some()) {
+            let id = self.audit_id(&mut facts);
+            receipt.audit_failed |= !self.keep(&facts.outcome(&id, &receipt));
+        }
+        if tells && self.listeners.any() {
+            let id = self.audit_id(&mut facts);
+            let sequence = self.listeners.next_sequence();
+            let event = facts.event(sequence, &id, &receipt, self.secure_values_in_events);
+            if self.listeners.has_subscribers() {
+                self.listeners
+                    .deliver(event.clone().into_owned(), &self.counters);
+            }
+            drop(guard);
+            receipt.hook_panics = self.listeners.run_hooks(&event, &self.counters);
+        }
+        Ok(receipt)
+    }
+
+    /// Records what became of an update that failed, and passes the error on.
+    fn failed(&self, facts: &mut Facts<'_>, error: Error) -> Error {
+        if self.audit.is_some() && !audit::is_recording() {
+            #[cfg(test)]
+            if facts.audit_id.is_some() && planted(Mistake::OutcomeNotRecorded) {
+                return error;
+            }
+            let status = if facts.audit_id.is_some() {
+                Status::Failed
+            } else {
+                Status::Refused
+            };
+            let id = self.audit_id(facts);
+            self.keep(&facts.failure(&id, status, &error, self.clock.wall()));
+        }
+        error
+    }
+}

@@ -1,0 +1,193 @@
+//! What happened in one update, gathered once: receipt, events, audit records and metrics are made
+//! from it.
+
+use std::borrow::Cow;
+use std::time::SystemTime;
+
+use crate::attributes::Attributes;
+use crate::audit::{AuditPhase, AuditRecord};
+use crate::error::Error;
+use crate::event::UpdateEvent;
+use crate::exchange::Call;
+use crate::http::{Body, Response};
+use crate::receipt::{Answer, Outcome, Receipt, Status};
+use crate::target::{Target, TargetState};
+
+/// The facts of one update.
+pub(super) struct Facts<'a> {
+    pub(super) target: &'a Target,
+    /// What is written, in the form that is written.
+    pub(super) wanted: Cow<'a, Attributes>,
+    pub(super) removed: Cow<'a, [String]>,
+    /// What the last read established, or was known without one.
+    pub(super) state: TargetState,
+    /// The version that the last write was based on, also when a read came after it.
+    pub(super) last_write_base: Option<String>,
+    pub(super) conversation_ended: bool,
+    /// Joins the audit records; made when the first one is.
+    pub(super) audit_id: Option<String>,
+    /// What is wanted now has its intent.
+    pub(super) intended: bool,
+    pub(super) audit_failed: bool,
+    /// Records may hold the values.
+    pub(super) audit_values: bool,
+}
+
+impl<'a> Facts<'a> {
+    pub(super) fn new(
+        target: &'a Target,
+        wanted: Cow<'a, Attributes>,
+        removed: &'a [String],
+    ) -> Facts<'a> {
+        Facts {
+            target,
+            wanted,
+            removed: Cow::Borrowed(removed),
+            state: TargetState::default(),
+            last_write_base: None,
+            conversation_ended: false,
+            audit_id: None,
+            intended: false,
+            audit_failed: false,
+            audit_values: false,
+        }
+    }
+
+    /// Whether everything that is wanted is there.
+    pub(super) fn in_place(&self) -> bool {
+        self.state.holds(&self.wanted, &self.removed) == Some(true)
+    }
+
+    /// The receipt of an update that did not fail. `answer` is that of the write, if one was
+    /// confirmed.
+    pub(super) fn receipt(
+        &self,
+        outcome: Outcome,
+        version: Option<String>,
+        answer: Option<Response>,
+        call: &Call<'_>,
+        timestamp: SystemTime,
+    ) -> Receipt {
+        let previous_version = match outcome {
+            Outcome::Unchanged => version.clone(),
+            _ => self.last_write_base.clone(),
+        };
+        let correlation_id = answer
+            .as_ref()
+            .and_then(|response| response.correlation_id().map(str::to_owned));
+        Receipt {
+            outcome,
+            conversation_id: self.target.conversation_id().to_owned(),
+            target: self.target.kind(),
+            resource_id: self.target.resource_id(&self.state),
+            version,
+            previous_version,
+            attempts: call.attempts,
+            requests: call.requests,
+            latency: call.latency(),
+            correlation_id,
+            timestamp,
+            conversation_ended: self.conversation_ended,
+            verified: false,
+            audit_failed: self.audit_failed,
+            hook_panics: 0,
+            answer: Answer(match answer.map(|response| response.body) {
+                Some(Body::Whole(bytes)) => bytes,
+                _ => Vec::new(),
+            }),
+        }
+    }
+
+    fn keys(&self) -> Vec<Cow<'_, str>> {
+        let keys = self.wanted.keys();
+        keys.map(|key| Cow::Borrowed(key.as_str())).collect()
+    }
+
+    fn audited_values(&self) -> Option<&Attributes> {
+        self.audit_values.then_some(&*self.wanted)
+    }
+
+    /// The record before a write.
+    pub(super) fn intent<'r>(&'r self, id: &'r str, timestamp: SystemTime) -> AuditRecord<'r> {
+        AuditRecord {
+            id: Cow::Borrowed(id),
+            phase: AuditPhase::Intent,
+            timestamp,
+            conversation_id: Cow::Borrowed(self.target.conversation_id()),
+            target: self.target.kind(),
+            resource_id: self.target.resource_id(&self.state).map(Cow::Owned),
+            status: Status::Pending,
+            updated_keys: self.keys(),
+            removed_keys: Cow::Borrowed(&self.removed),
+            attributes: self.audited_values().map(Cow::Borrowed),
+            previous_version: self.state.version.as_deref().map(Cow::Borrowed),
+            version: None,
+            attempts: 0,
+            requests: 0,
+            latency: std::time::Duration::ZERO,
+            error_kind: None,
+            http_status: None,
+            may_have_applied: false,
+            correlation_id: None,
+            settled: false,
+        }
+    }
+
+    /// The record of an update that did not fail.
+    pub(super) fn outcome<'r>(&'r self, id: &'r str, receipt: &'r Receipt) -> AuditRecord<'r> {
+        crate::event::outcome_record(
+            id,
+            receipt,
+            self.keys(),
+            &self.removed,
+            self.audited_values(),
+        )
+    }
+
+    /// The record of an update that failed, or was refused before anything was written.
+    pub(super) fn failure<'r>(
+        &'r self,
+        id: &'r str,
+        status: Status,
+        error: &'r Error,
+        timestamp: SystemTime,
+    ) -> AuditRecord<'r> {
+        AuditRecord {
+            phase: AuditPhase::Outcome,
+            status,
+            previous_version: self.last_write_base.as_deref().map(Cow::Borrowed),
+            attempts: error.attempts(),
+            requests: error.requests(),
+            latency: error.latency(),
+            error_kind: Some(error.kind()),
+            http_status: error.http_status(),
+            may_have_applied: error.may_have_applied(),
+            correlation_id: error.correlation_id().map(Cow::Borrowed),
+            ..self.intent(id, timestamp)
+        }
+    }
+
+    /// The event of an applied update. `values`: also those of secure attributes.
+    pub(super) fn event<'e>(
+        &'e self,
+        sequence: u64,
+        id: &'e str,
+        receipt: &'e Receipt,
+        values: bool,
+    ) -> UpdateEvent<'e> {
+        let hidden = self.target.is_confidential() && !values;
+        UpdateEvent {
+            sequence,
+            attributes: if hidden {
+                Cow::Owned(Attributes::new())
+            } else {
+                Cow::Borrowed(&*self.wanted)
+            },
+            removed_keys: Cow::Borrowed(&self.removed),
+            receipt: Cow::Borrowed(receipt),
+            hidden_keys: if hidden { self.keys() } else { Vec::new() },
+            audit_id: Cow::Borrowed(id),
+            audit_values: self.audit_values && !hidden,
+        }
+    }
+}

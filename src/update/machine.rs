@@ -1,0 +1,401 @@
+//! The rules of one update, as a state machine without I/O, clock or locks: it is fed with what
+//! happened, and answers what to do next. The driver in `run` sends, sleeps, audits and notifies.
+//!
+//! | result of a write | locked target | unlocked target |
+//! |---|---|---|
+//! | 2xx | `Applied`, whatever became of the body; not sent again | the same |
+//! | conflict, nothing in doubt | wait, read, evaluate, write: up to `max_conflicts` | wait, write again |
+//! | conflict, an earlier write in doubt | read; in place → `AlreadyApplied`, else as above; computed or `if_version` → `Conflict` | as above |
+//! | not sent | wait, write again | the same |
+//! | outcome unknown | in doubt; wait, write again under the same version | in doubt; wait, write again |
+//! | outcome unknown, no version yet | in doubt; wait, read before it is written again | – |
+//! | 429 | wait; not an attempt | the same |
+//! | any other answer | final | final |
+//!
+//! A computed value that is found in place proves nothing, since somebody else may have computed
+//! the same; only one that the caller calls unique does.
+
+use crate::retry::Pause;
+#[cfg(test)]
+use crate::simulation::mistake::{Mistake, planted};
+
+/// What the rules depend on, fixed for one update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rules {
+    /// A write carries a version that a competing write makes stale.
+    pub(crate) locked: bool,
+    /// The values depend on what was read: computing them again could count twice.
+    pub(crate) computed: bool,
+    /// Only this call can have written these values.
+    pub(crate) unique: bool,
+    /// The caller demands a version.
+    pub(crate) if_version: bool,
+    pub(crate) max_attempts: u32,
+    pub(crate) max_conflicts: u32,
+}
+
+/// Whether an earlier write of this update may be in place although nothing says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ambiguity {
+    None,
+    MayHaveApplied,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// The update begins, and what the write needs is known or not.
+    Begun { known: bool },
+    /// The target was read. `in_place`: it holds every wanted value. `versioned`: it has a version.
+    ReadDone { in_place: bool, versioned: bool },
+    /// What was read allows the write. `versioned`: it is locked with what was read.
+    Ready { versioned: bool },
+    /// There is nothing to change.
+    Unchanged,
+    /// The write was confirmed.
+    Written,
+    /// The write met a competing one.
+    Conflict,
+    /// The write was based on something remembered that is gone.
+    Stale,
+    /// A failure that may pass. `may`: the request may have taken effect.
+    Transient { may: bool },
+    /// The answer was to slow down.
+    Throttled { may: bool },
+    /// Nothing that is sent again could help.
+    Refused { may: bool },
+    /// The wait is over.
+    Waited,
+    /// No time is left for the wait or request.
+    OutOfTime,
+    /// The caller gave up.
+    Cancelled,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Read the target.
+    Read,
+    /// See what the read means: guard, compute, compare.
+    Evaluate,
+    /// Send the write, on top of what is known.
+    Write,
+    /// Wait. The time that a throttled answer asked for is the driver's to know.
+    Wait(Wait),
+    Done(End),
+}
+
+/// Why to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    Backoff { attempts: u32 },
+    Conflict { before: u32 },
+    Throttled,
+}
+
+impl Wait {
+    /// For the budget, with the time that the last answer asked for.
+    pub(crate) fn pause(self, retry_after: Option<std::time::Duration>) -> Pause {
+        match self {
+            Wait::Backoff { attempts } => Pause::Backoff { attempts },
+            Wait::Conflict { before } => Pause::Conflict { before },
+            Wait::Throttled => Pause::Throttled { retry_after },
+        }
+    }
+}
+
+/// How the update ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Applied,
+    AlreadyApplied,
+    Unchanged,
+    Failed(Cause),
+}
+
+/// Which failure the caller gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// The last one.
+    Last,
+    /// That of the write: the read that was to settle it failed, too.
+    Write,
+    /// Somebody else wrote after a write of this update whose outcome is unknown.
+    Conflict,
+}
+
+/// Why the target is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// To have something to base the write on.
+    Base,
+    /// A write met a competing one. `last`: no further write is allowed.
+    Conflict { last: bool },
+    /// A write without a version ended without a clear answer, and would replace what came since.
+    Lost,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Start,
+    Reading(Why),
+    Evaluating(Why),
+    Writing,
+    Waiting(Wait, Next),
+    Ended,
+}
+
+/// What comes after a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Read(Why),
+    /// The same read, whose failures so far count.
+    ReadAgain(Why),
+    Write,
+}
+
+/// The state of one update.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Machine {
+    rules: Rules,
+    state: State,
+    ambiguity: Ambiguity,
+    /// Whether the write is locked with a version. Without one it replaces whatever is there.
+    versioned: bool,
+    /// How often the read under way failed.
+    failed_reads: u32,
+    /// How often the write under way failed; reads in between do not change it.
+    failed_writes: u32,
+    conflicts: u32,
+    in_flight: bool,
+}
+
+impl Machine {
+    pub(crate) fn new(rules: Rules) -> Machine {
+        Machine {
+            rules,
+            state: State::Start,
+            ambiguity: Ambiguity::None,
+            versioned: true,
+            failed_reads: 0,
+            failed_writes: 0,
+            conflicts: 0,
+            in_flight: false,
+        }
+    }
+
+    /// Whether a write of this update may be in place although nothing says so.
+    pub(crate) fn may_have_applied(&self) -> bool {
+        self.ambiguity == Ambiguity::MayHaveApplied
+    }
+
+    /// The write leaves: should the transport panic, its outcome is unknown.
+    pub(crate) fn sending(&mut self) {
+        self.in_flight = true;
+    }
+
+    /// The write is over.
+    pub(crate) fn answered(&mut self) {
+        self.in_flight = false;
+    }
+
+    /// Code of the caller's panicked.
+    pub(crate) fn panicked(&mut self) {
+        if self.in_flight {
+            self.ambiguity = Ambiguity::MayHaveApplied;
+        }
+        self.state = State::Ended;
+    }
+
+    /// The write is confirmed; should it not be found in place, that is in doubt.
+    pub(crate) fn verifying(&mut self) {
+        self.ambiguity = Ambiguity::MayHaveApplied;
+    }
+
+    /// What to do after `event`. An event that the state does not expect ends the update: only a
+    /// defect of the driver could bring one.
+    pub(crate) fn next(&mut self, event: Event) -> Step {
+        match (self.state, event) {
+            (State::Start, Event::Begun { known: true }) => self.write(),
+            (State::Start, Event::Begun { known: false }) => self.read(Why::Base),
+
+            (
+                State::Reading(why),
+                Event::ReadDone {
+                    in_place,
+                    versioned,
+                },
+            ) => self.read_done(why, in_place, versioned),
+            (State::Reading(why), Event::Transient { .. }) => {
+                self.failed_reads += 1;
+                let attempts = self.failed_reads;
+                if attempts < self.rules.max_attempts {
+                    self.wait(Wait::Backoff { attempts }, Next::ReadAgain(why))
+                } else {
+                    self.read_failed(why)
+                }
+            }
+            (State::Reading(why), Event::Throttled { .. }) => {
+                self.wait(Wait::Throttled, Next::ReadAgain(why))
+            }
+            (State::Reading(why), Event::Refused { .. } | Event::OutOfTime) => {
+                self.read_failed(why)
+            }
+
+            (State::Evaluating(why), Event::Ready { versioned }) => {
+                self.versioned = versioned;
+                if why != Why::Lost {
+                    self.failed_writes = 0;
+                }
+                self.write()
+            }
+            (State::Evaluating(_), Event::Unchanged) => self.end(End::Unchanged),
+
+            (State::Writing, Event::Written) => self.end(End::Applied),
+            (State::Writing, Event::Conflict) => self.conflict(),
+            (State::Writing, Event::Stale) => self.read(Why::Base),
+            (State::Writing, Event::Transient { may }) => {
+                self.failed_writes += 1;
+                let attempts = self.failed_writes;
+                let next = self.after_failed_write(may);
+                if attempts < self.rules.max_attempts {
+                    self.wait(Wait::Backoff { attempts }, next)
+                } else {
+                    self.fail(Cause::Last)
+                }
+            }
+            (State::Writing, Event::Throttled { may }) => {
+                let next = self.after_failed_write(may);
+                self.wait(Wait::Throttled, next)
+            }
+            (State::Writing, Event::Refused { may }) => {
+                self.after_failed_write(may);
+                self.fail(Cause::Last)
+            }
+
+            (State::Waiting(_, Next::Read(why)), Event::Waited) => self.read(why),
+            (State::Waiting(_, Next::ReadAgain(why)), Event::Waited) => {
+                self.state = State::Reading(why);
+                Step::Read
+            }
+            (State::Waiting(_, Next::Write), Event::Waited) => self.write(),
+            // There is no time to write again, but perhaps to see what is in place.
+            (State::Waiting(Wait::Conflict { .. }, Next::Read(_)), Event::OutOfTime)
+                if self.may_have_applied() =>
+            {
+                self.read(Why::Conflict { last: true })
+            }
+
+            _ => self.fail(Cause::Last),
+        }
+    }
+
+    fn read_done(&mut self, why: Why, in_place: bool, versioned: bool) -> Step {
+        let proves = !self.rules.computed || self.rules.unique;
+        #[cfg(test)]
+        let proves = proves || planted(Mistake::ComputedValueInPlace);
+        if self.may_have_applied() && in_place && proves {
+            return self.end(End::AlreadyApplied);
+        }
+        let settles_nothing =
+            self.may_have_applied() && (self.rules.computed || self.rules.if_version);
+        #[cfg(test)]
+        let settles_nothing = settles_nothing && !planted(Mistake::ComputeAgainInDoubt);
+        match why {
+            Why::Conflict { last } if last || settles_nothing => self.fail(Cause::Write),
+            // What was computed from nothing still holds while there is nothing.
+            Why::Lost if self.rules.computed && !versioned => self.write(),
+            Why::Lost if self.rules.computed => self.fail(Cause::Conflict),
+            _ => {
+                self.state = State::Evaluating(why);
+                Step::Evaluate
+            }
+        }
+    }
+
+    fn read_failed(&mut self, why: Why) -> Step {
+        self.fail(if why == Why::Lost {
+            Cause::Write
+        } else {
+            Cause::Last
+        })
+    }
+
+    /// Notes the ambiguity, and says what comes before the write is sent again.
+    fn after_failed_write(&mut self, may: bool) -> Next {
+        #[cfg(test)]
+        let may = may && !planted(Mistake::DoubtForgotten);
+        if may {
+            self.ambiguity = Ambiguity::MayHaveApplied;
+        }
+        if may && self.rules.locked && !self.versioned {
+            Next::Read(Why::Lost)
+        } else {
+            Next::Write
+        }
+    }
+
+    fn conflict(&mut self) -> Step {
+        let before = self.conflicts;
+        self.conflicts += 1;
+        self.failed_writes = 0;
+        let doubt = self.may_have_applied();
+        let hopeless = match self.rules {
+            Rules { locked: false, .. } => false,
+            Rules {
+                if_version: true, ..
+            } => !doubt,
+            Rules {
+                computed, unique, ..
+            } => doubt && computed && !unique,
+        };
+        #[cfg(test)]
+        let hopeless = hopeless
+            && !planted(Mistake::ComputeAgainInDoubt)
+            && !planted(Mistake::ComputedValueInPlace);
+        if hopeless {
+            self.fail(Cause::Last)
+        } else if before < self.rules.max_conflicts {
+            let next = if self.rules.locked {
+                Next::Read(Why::Conflict { last: false })
+            } else {
+                Next::Write
+            };
+            self.wait(Wait::Conflict { before }, next)
+        } else if self.rules.locked && doubt {
+            self.read(Why::Conflict { last: true })
+        } else {
+            self.fail(Cause::Last)
+        }
+    }
+
+    fn read(&mut self, why: Why) -> Step {
+        self.failed_reads = 0;
+        self.state = State::Reading(why);
+        Step::Read
+    }
+
+    fn write(&mut self) -> Step {
+        self.state = State::Writing;
+        Step::Write
+    }
+
+    fn wait(&mut self, wait: Wait, next: Next) -> Step {
+        self.state = State::Waiting(wait, next);
+        Step::Wait(wait)
+    }
+
+    fn fail(&mut self, cause: Cause) -> Step {
+        self.end(End::Failed(cause))
+    }
+
+    fn end(&mut self, end: End) -> Step {
+        self.state = State::Ended;
+        Step::Done(end)
+    }
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

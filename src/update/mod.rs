@@ -1,0 +1,508 @@
+//! An update: a target and the values to set. Here are its data and the record that a batch reads;
+//! `machine` has its rules, `run` does what they say, `facts` is what happened, `execute` is the
+//! story around it, and `core` is what all of them share.
+
+pub(crate) mod core;
+mod execute;
+mod facts;
+mod machine;
+mod run;
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::Value;
+
+use crate::attributes::{self, Attributes, ValidationLimits, json_length, longest_json};
+use crate::error::{Error, ErrorKind, Result, Rule, Violation, clip};
+use crate::schema::Schema;
+use crate::target::{Participant, Target, TargetKind};
+use crate::version::is_version;
+
+/// What to change: a [`Target`] and the attributes to set on it.
+///
+/// Keys that are not named keep their values. `Debug` shows keys, and no values.
+///
+/// ```
+/// use genesys_attributes::Update;
+///
+/// let update = Update::conversation("5b2f0c1e-0000-4000-8000-000000000001")
+///     .set("customer.tier", "premium")
+///     .set("routing.score", 85)
+///     .skip_unchanged();
+/// update.validate()?; // the client does this too
+///
+/// // The same as a JSON record, the form that a batch reads:
+/// let line = r#"{"conversationId":"5b2f0c1e-0000-4000-8000-000000000001",
+///     "attributes":{"customer.tier":"premium","routing.score":85},"skipUnchanged":true}"#;
+/// assert_eq!(serde_json::from_str::<Update>(line).unwrap(), update);
+/// # Ok::<(), genesys_attributes::Error>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash)]
+#[must_use = "an update does nothing until a client runs it"]
+pub struct Update {
+    pub(crate) target: Target,
+    pub(crate) attributes: Attributes,
+    pub(crate) remove: Vec<String>,
+    pub(crate) if_version: Option<String>,
+    pub(crate) skip_unchanged: bool,
+    pub(crate) verify: bool,
+    /// Options that the target does not have; validation says so.
+    misplaced: Misplaced,
+}
+
+/// Options of one kind of target on another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Misplaced {
+    unlocked: bool,
+    schema: Option<String>,
+}
+
+impl Update {
+    /// An update of any target.
+    pub fn new(target: Target) -> Update {
+        Update {
+            target,
+            attributes: Attributes::new(),
+            remove: Vec::new(),
+            if_version: None,
+            skip_unchanged: false,
+            verify: false,
+            misplaced: Misplaced::default(),
+        }
+    }
+
+    /// An update of a conversation's own attributes; see [`Target::conversation`].
+    pub fn conversation(conversation: impl Into<String>) -> Update {
+        Update::new(Target::conversation(conversation))
+    }
+
+    /// An update of a participant's attributes: [`Participant::customer`], say, or text such as
+    /// `"agent"` or a participant's id.
+    pub fn participant(conversation: impl Into<String>, who: impl Into<Participant>) -> Update {
+        Update::new(Target::participant(conversation, who))
+    }
+
+    /// An update of a conversation's secure attributes, locked by their version.
+    pub fn secure(conversation: impl Into<String>) -> Update {
+        Update::new(Target::secure(conversation))
+    }
+
+    /// An update of the record of custom attributes with the id `record`.
+    pub fn custom(conversation: impl Into<String>, record: impl Into<String>) -> Update {
+        Update::new(Target::custom(conversation, record))
+    }
+
+    /// Sets an attribute. The last value of a key counts.
+    pub fn set(mut self, key: impl Into<String>, value: impl Into<Value>) -> Update {
+        self.attributes.insert(key.into(), value.into());
+        self
+    }
+
+    /// Removes an attribute. Only a locked secure target can; validation says so for the others.
+    pub fn remove(mut self, key: impl Into<String>) -> Update {
+        let key = key.into();
+        if !self.remove.contains(&key) {
+            self.remove.push(key);
+        }
+        self
+    }
+
+    /// Writes only if the target still has this version, as an earlier read or receipt gave it.
+    /// A conflict is then final at once. Not for targets without a lock.
+    pub fn if_version(mut self, version: impl Into<String>) -> Update {
+        self.if_version = Some(version.into());
+        self
+    }
+
+    /// Reads first, and writes nothing when every value is in place already. Where the values
+    /// cannot be read, it writes.
+    pub fn skip_unchanged(mut self) -> Update {
+        self.skip_unchanged = true;
+        self
+    }
+
+    /// Reads the values back after the write, until they are there. A participant's are stored
+    /// only after the platform has answered. The receipt then says `verified`; when they are not
+    /// there after some 15 s (or the deadline), the call fails with [`ErrorKind::Timeout`] and
+    /// [`Error::may_have_applied`].
+    pub fn verify(mut self) -> Update {
+        self.verify = true;
+        self
+    }
+
+    /// Writes secure attributes without reading and without their lock. Validation refuses it on
+    /// another target.
+    pub fn unlocked(mut self) -> Update {
+        self.misplaced.unlocked = !self.target.set_unlocked();
+        self
+    }
+
+    /// Creates a custom record with this schema when it does not exist yet. Validation refuses it
+    /// on another target.
+    ///
+    /// The platform has no "create only": when two clients create the same record at the same
+    /// moment, or a copy of the first write is held back on its way, the later one replaces the
+    /// earlier one's values.
+    pub fn schema(mut self, schema: impl Into<String>) -> Update {
+        let schema = schema.into();
+        if !self.target.set_schema(schema.clone()) {
+            self.misplaced.schema = Some(schema);
+        }
+        self
+    }
+
+    /// What is written to.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The attributes to set, as they were given.
+    pub fn attributes(&self) -> &Attributes {
+        &self.attributes
+    }
+
+    /// The keys to remove.
+    pub fn removals(&self) -> &[String] {
+        &self.remove
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub(crate) fn approximate_size(&self) -> usize {
+        // A map's entry takes about this much beyond its text.
+        const ENTRY: usize = 96;
+        json_length(&self.attributes)
+            + ENTRY * self.attributes.len()
+            + self.target.approximate_size()
+            + self.remove.iter().map(String::len).sum::<usize>()
+    }
+
+    /// Checks the update against the default [`ValidationLimits`], without any network.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] with every violation at once, or
+    /// [`ErrorKind::PayloadTooLarge`].
+    pub fn validate(&self) -> Result<()> {
+        self.validate_with(&ValidationLimits::default())
+    }
+
+    /// Checks the update against the given limits, without any network.
+    ///
+    /// # Errors
+    ///
+    /// As [`Update::validate`].
+    pub fn validate_with(&self, limits: &ValidationLimits) -> Result<()> {
+        self.validate_against(limits, None)
+    }
+
+    pub(crate) fn validate_against(
+        &self,
+        limits: &ValidationLimits,
+        schema: Option<&Schema>,
+    ) -> Result<()> {
+        self.checked(limits, schema).map(drop)
+    }
+
+    /// The attributes as they are written, if nothing is wrong with the update.
+    pub(crate) fn checked(
+        &self,
+        limits: &ValidationLimits,
+        schema: Option<&Schema>,
+    ) -> Result<Cow<'_, Attributes>> {
+        let mut found = Vec::new();
+        let target = &self.target;
+        target.check(&mut found);
+        let unlocked = ("unlocked", "only secure attributes can be unlocked");
+        let no_schema = ("schema", "only custom records have one");
+        for (name, of) in [
+            self.misplaced.unlocked.then_some(unlocked),
+            self.misplaced.schema.as_ref().map(|_| no_schema),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            let found_on = format!("a {} target ({of})", target.kind());
+            found.push(Violation::new(name, Rule::Unsupported, found_on));
+        }
+        if self.attributes.is_empty() && self.remove.is_empty() {
+            found.push(Violation::new("attributes", Rule::NothingToDo, "nothing"));
+        }
+        attributes::check(&self.attributes, target.values(), limits, &mut found);
+        if let Some(schema) = schema {
+            found.extend(schema.violations(&self.attributes));
+        }
+        if !self.remove.is_empty() && !target.can_remove() {
+            found.push(Violation::new(
+                "remove",
+                Rule::Unsupported,
+                "only locked secure attributes can be removed",
+            ));
+        }
+        for key in &self.remove {
+            if self.attributes.contains_key(key) {
+                found.push(Violation::new(key, Rule::SetAndRemoved, "both"));
+            }
+        }
+        if let Some(version) = &self.if_version {
+            if !target.is_locked() {
+                found.push(Violation::new(
+                    "ifVersion",
+                    Rule::Unsupported,
+                    "this target has no lock",
+                ));
+            } else if !is_version(version) {
+                found.push(Violation::new(
+                    "ifVersion",
+                    Rule::Version,
+                    "text that does not fit into an entity tag",
+                ));
+            }
+        }
+        if found.is_empty() {
+            let attributes = attributes::normalized(&self.attributes, target.values());
+            // The exact length takes as long as writing it does, which comes later anyway.
+            if longest_json(&attributes) > limits.body_bytes {
+                fits(target, json_length(attributes.as_ref()), limits)?;
+            }
+            Ok(attributes)
+        } else {
+            Err(Error::violated(found))
+        }
+    }
+}
+
+/// Refuses a body that the platform would refuse, before it is sent.
+pub(crate) fn fits(target: &Target, bytes: usize, limits: &ValidationLimits) -> Result<()> {
+    if bytes <= limits.body_bytes {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::PayloadTooLarge,
+        format!(
+            "{}: the body has {bytes} bytes, and the platform takes at most {}: send fewer or \
+             shorter attributes",
+            target.description(),
+            limits.body_bytes
+        ),
+    ))
+}
+
+/// What an [`update_with`](crate::Client::update_with_options) closure wants: values to set, and
+/// keys to remove where the target can.
+///
+/// ```
+/// use genesys_attributes::Edit;
+///
+/// let edit = Edit::new().set("calls", 3).remove("old");
+/// ```
+#[derive(Clone, PartialEq, Eq, Default)]
+#[must_use = "an edit does nothing until the closure returns it"]
+pub struct Edit {
+    pub(crate) set: Attributes,
+    pub(crate) remove: Vec<String>,
+}
+
+impl Edit {
+    /// An edit that changes nothing yet.
+    pub fn new() -> Edit {
+        Edit::default()
+    }
+
+    /// Sets an attribute. The last value of a key counts.
+    pub fn set(mut self, key: impl Into<String>, value: impl Into<Value>) -> Edit {
+        self.set.insert(key.into(), value.into());
+        self
+    }
+
+    /// Removes an attribute. Only a locked secure target can; validation says so for the others.
+    pub fn remove(mut self, key: impl Into<String>) -> Edit {
+        let key = key.into();
+        if !self.remove.contains(&key) {
+            self.remove.push(key);
+        }
+        self
+    }
+}
+
+impl From<Attributes> for Edit {
+    fn from(set: Attributes) -> Edit {
+        Edit {
+            set,
+            remove: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Debug for Edit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Edit")
+            .field("keys", &Vec::from_iter(self.set.keys()))
+            .field("remove", &self.remove)
+            .finish()
+    }
+}
+
+impl Schema {
+    /// Checks an update against this schema and the platform's default limits, without any
+    /// network.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) with every violation at once, or
+    /// [`ErrorKind::PayloadTooLarge`](crate::ErrorKind::PayloadTooLarge).
+    pub fn validate(&self, update: &Update) -> Result<()> {
+        update.validate_against(&ValidationLimits::default(), Some(self))
+    }
+}
+
+impl fmt::Debug for Update {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Update")
+            .field("target", &self.target)
+            .field("keys", &Vec::from_iter(self.attributes.keys()))
+            .field("remove", &self.remove)
+            .field("if_version", &self.if_version)
+            .field("skip_unchanged", &self.skip_unchanged)
+            .field("verify", &self.verify)
+            .finish()
+    }
+}
+
+/// Reads the record form. Unknown fields are refused by name, since a misspelt one would change
+/// what is written; of a repeated field the last counts, as in JavaScript.
+impl<'de> Deserialize<'de> for Update {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let mut fields = Attributes::deserialize(deserializer)?;
+        let mut text = |name: &'static str| match fields.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(de::Error::custom(format_args!("{name} must be text"))),
+        };
+        let conversation =
+            text("conversationId")?.ok_or_else(|| de::Error::missing_field("conversationId"))?;
+        let kind = text("target")?;
+        let participant = text("participant")?;
+        let record = text("record")?;
+        let schema = text("schema")?;
+        let if_version = text("ifVersion")?;
+        let mut flag = |name: &'static str| match fields.remove(name) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(flag)) => Ok(flag),
+            Some(_) => Err(de::Error::custom(format_args!(
+                "{name} must be true or false"
+            ))),
+        };
+        let skip_unchanged = flag("skipUnchanged")?;
+        let verify = flag("verify")?;
+        let unlocked = flag("unlocked")?;
+        let attributes = match fields.remove("attributes") {
+            None | Some(Value::Null) => Attributes::new(),
+            Some(Value::Object(attributes)) => attributes,
+            Some(_) => return Err(de::Error::custom("attributes must be an object")),
+        };
+        let remove = match fields.remove("remove") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::Array(keys)) => keys
+                .into_iter()
+                .map(|key| match key {
+                    Value::String(key) => Ok(key),
+                    _ => Err(de::Error::custom("remove must be a list of keys")),
+                })
+                .collect::<std::result::Result<Vec<_>, _>>()?,
+            Some(_) => return Err(de::Error::custom("remove must be a list of keys")),
+        };
+        if let Some((name, _)) = fields.iter().next() {
+            return Err(de::Error::custom(format_args!(
+                "unknown field {:?}; known are conversationId, target, participant, record, \
+                 schema, attributes, remove, ifVersion, skipUnchanged, unlocked and verify",
+                clip(name, 64)
+            )));
+        }
+
+        let kind = match (kind, &participant) {
+            (Some(name), _) => name.parse().map_err(de::Error::custom)?,
+            (None, Some(_)) => TargetKind::Participant,
+            (None, None) => TargetKind::Conversation,
+        };
+        let misplaced = |name: &str, kind: TargetKind| {
+            de::Error::custom(format_args!("{name} does not go with target {kind}"))
+        };
+        if participant.is_some() && kind != TargetKind::Participant {
+            return Err(misplaced("participant", kind));
+        }
+        if record.is_some() && kind != TargetKind::Custom {
+            return Err(misplaced("record", kind));
+        }
+        let target = match kind {
+            TargetKind::Conversation => Target::conversation(conversation),
+            TargetKind::Participant => Target::participant(
+                conversation,
+                participant.ok_or_else(|| de::Error::missing_field("participant"))?,
+            ),
+            TargetKind::Secure => Target::secure(conversation),
+            TargetKind::Custom => Target::custom(
+                conversation,
+                record.ok_or_else(|| de::Error::missing_field("record"))?,
+            ),
+        };
+        let mut update = Update {
+            attributes,
+            if_version,
+            skip_unchanged,
+            verify,
+            ..Update::new(target)
+        };
+        if unlocked {
+            update = update.unlocked();
+        }
+        if let Some(schema) = schema {
+            update = update.schema(schema);
+        }
+        Ok(remove.into_iter().fold(update, Update::remove))
+    }
+}
+
+/// Writes the record form, without the fields that say nothing.
+impl Serialize for Update {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let target = &self.target;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("conversationId", target.conversation_id())?;
+        if target.kind() != TargetKind::Conversation {
+            map.serialize_entry("target", target.kind().name())?;
+        }
+        for (name, text) in [
+            (
+                "participant",
+                target.participant_selector().map(Participant::as_str),
+            ),
+            ("record", target.record()),
+            (
+                "schema",
+                target.schema().or(self.misplaced.schema.as_deref()),
+            ),
+            ("ifVersion", self.if_version.as_deref()),
+        ] {
+            if let Some(text) = text {
+                map.serialize_entry(name, text)?;
+            }
+        }
+        map.serialize_entry("attributes", &self.attributes)?;
+        if !self.remove.is_empty() {
+            map.serialize_entry("remove", &self.remove)?;
+        }
+        for (name, flag) in [
+            ("skipUnchanged", self.skip_unchanged),
+            ("unlocked", target.is_unlocked() || self.misplaced.unlocked),
+            ("verify", self.verify),
+        ] {
+            if flag {
+                map.serialize_entry(name, &true)?;
+            }
+        }
+        map.end()
+    }
+}

@@ -1,0 +1,315 @@
+//! `genesys-attributes forward`, as it is run and killed.
+
+use std::collections::HashSet;
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::Value;
+
+use super::*;
+use crate::server::{Resp, Server};
+use crate::store::Store;
+use crate::wire::Gate;
+
+fn program(folder: &Folder, words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_genesys-attributes"));
+    command
+        .env_clear()
+        .stdin(Stdio::null())
+        .current_dir(&folder.0)
+        .args(words);
+    command
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or(-1)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn program_forwards_to_standard_output_once() {
+    let folder = Folder::new("p-stdout");
+    folder.append("audit.jsonl", [applied(1), applied(2)].concat());
+    let words = [
+        "forward",
+        "audit.jsonl",
+        "--stdout",
+        "--metrics",
+        "metrics.prom",
+    ];
+    let output = program(&folder, &words).output().unwrap();
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    let out = text(&output.stdout);
+    let bodies: Vec<Value> = out
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    assert_eq!(bodies.len(), 2);
+    assert_eq!(bodies[1]["payload"]["updatedAttributes"]["n"], 2);
+    assert!(text(&output.stderr).contains("delivered 2, repeated 0, dead 0, pending 0, lag 0.0 s"));
+    let metrics = folder.read("metrics.prom");
+    assert!(
+        metrics.contains("genesys_attributes_forward_delivered_total 2\n"),
+        "{metrics}"
+    );
+    let output = program(&folder, &["forward", "audit.jsonl", "--stdout", "--json"]).output();
+    let output = output.unwrap();
+    assert_eq!(text(&output.stdout), "");
+    let report: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(
+        (&report["delivered"], &report["lagSeconds"]),
+        (&json!(0), &json!(0.0))
+    );
+}
+
+#[test]
+fn program_wrong_usage_is_status_2_and_nothing_moves() {
+    let folder = Folder::new("p-usage");
+    folder.append("audit.jsonl", applied(1));
+    folder.append("none.jsonl", "{\"a\":1}\n");
+    folder.append("bad-secret", "not base64!\n");
+    folder.append("bad-cursor", "x");
+    let bare = applied(1).replace("\"attributes\"", "\"other\"");
+    folder.append("bare.jsonl", bare);
+    for (words, says) in [
+        (&["--stdout"][..], "one audit file"),
+        (&["audit.jsonl"], "--url URL or --stdout"),
+        (&["audit.jsonl", "--url", "crm.example/x"], "no scheme"),
+        (
+            &["audit.jsonl", "--url", "http://crm.example/"],
+            "in the clear",
+        ),
+        (
+            &[
+                "audit.jsonl",
+                "--url",
+                "http://localhost:1",
+                "--secret-file",
+                "bad-secret",
+            ],
+            "base64",
+        ),
+        (
+            &[
+                "audit.jsonl",
+                "--url",
+                "http://localhost:1",
+                "--secret-file",
+                "absent",
+            ],
+            "absent",
+        ),
+        (
+            &[
+                "audit.jsonl",
+                "--url",
+                "http://localhost:1",
+                "--header",
+                "A=hidden",
+            ],
+            "NAME=@FILE",
+        ),
+        (
+            &["audit.jsonl", "--stdout", "--cursor", "bad-cursor"],
+            "no cursor",
+        ),
+        (&["none.jsonl", "--stdout"], "no audit log"),
+        (&["absent.jsonl", "--stdout"], "absent.jsonl"),
+        (&["bare.jsonl", "--stdout"], "--audit-values"),
+    ] {
+        let words = [&["forward"], words].concat();
+        let output = program(&folder, &words).output().unwrap();
+        let err = text(&output.stderr);
+        assert_eq!(code(&output), 2, "{words:?}: {err}");
+        assert!(err.contains(says), "{words:?}: {err}");
+        assert!(
+            !err.contains("hidden") && !err.contains("not base64!"),
+            "{err}"
+        );
+        assert_eq!(text(&output.stdout), "");
+        assert!(!folder.path("audit.jsonl.cursor").exists(), "{words:?}");
+    }
+}
+
+#[test]
+fn program_orphans_and_dead_letters_are_status_1() {
+    let folder = Folder::new("p-orphan");
+    folder.append("audit.jsonl", [applied(1), intent(2)].concat());
+    let output = program(&folder, &["forward", "audit.jsonl", "--stdout"])
+        .output()
+        .unwrap();
+    let err = text(&output.stderr);
+    assert_eq!(code(&output), 1, "{err}");
+    assert!(
+        err.contains("without outcome: u-2 (conversation c-2"),
+        "{err}"
+    );
+    assert!(err.contains("pending 1"), "{err}");
+    let receiver = Server::start(|_| Resp::empty(410));
+    folder.append("audit.jsonl", applied(2));
+    let url = receiver.url();
+    let words = [
+        "forward",
+        "audit.jsonl",
+        "--url",
+        &url,
+        "--dead-letters",
+        "dead",
+    ];
+    let output = program(&folder, &words).output().unwrap();
+    assert_eq!(code(&output), 1, "{}", text(&output.stderr));
+    assert!(folder.read("dead").contains("\"status\":410"));
+}
+
+#[test]
+#[cfg(unix)]
+fn program_follow_ends_cleanly_on_sigterm() {
+    let folder = Folder::new("p-term");
+    folder.append("audit.jsonl", applied(1));
+    let arrived = Gate::new();
+    let open = arrived.clone();
+    let receiver = Server::start(move |_| {
+        open.open();
+        Resp::empty(204)
+    });
+    let url = receiver.url();
+    let mut command = program(
+        &folder,
+        &["forward", "audit.jsonl", "--url", &url, "--follow"],
+    );
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    arrived.wait();
+    let id = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("delivered 1,"),
+        "{}",
+        text(&output.stderr)
+    );
+    let output = program(&folder, &["forward", "audit.jsonl", "--stdout"])
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout), "");
+}
+
+/// Kills of `batch` and of `forward` at all kinds of moments, with a receiver that fails in a
+/// third of the cases: every write that the server applied arrives, nothing else does, and in
+/// order for each conversation.
+#[test]
+fn program_kills_of_writer_and_forwarder_lose_nothing() {
+    const CONVERSATIONS: u64 = 6;
+    const LINES: u64 = 120;
+    const KILLS: usize = 4;
+    let (folder, store) = (Folder::new("p-kills"), Store::default());
+    let (limit, gate): (Arc<AtomicUsize>, Arc<Mutex<Gate>>) = Default::default();
+    limit.store(usize::MAX, Ordering::SeqCst);
+    let (count, most, opened) = (AtomicUsize::new(0), limit.clone(), gate.clone());
+    let platform = store.serve(move |req, _| {
+        let n = count.fetch_add(1, Ordering::SeqCst);
+        if req.path != "/oauth/token" && n >= most.load(Ordering::SeqCst) {
+            most.store(usize::MAX, Ordering::SeqCst);
+            lock(&opened).open();
+        }
+        None
+    });
+    let arrived: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();
+    let (theirs, seen) = (arrived.clone(), AtomicUsize::new(0));
+    let receiver = Server::start(move |req| {
+        let take = || {
+            let id = req.header("webhook-id").unwrap().to_owned();
+            lock(&theirs).push((id, req.json()["payload"].clone()));
+        };
+        match seen.fetch_add(1, Ordering::SeqCst) % 9 {
+            2 => Resp::empty(503),
+            5 => Resp::reset(),
+            8 => {
+                take();
+                Resp::reset()
+            }
+            _ => {
+                take();
+                Resp::empty(200)
+            }
+        }
+    });
+    let input: String = (0..LINES)
+        .map(|n| {
+            let id = format!("c-{}", n % CONVERSATIONS);
+            line(&json!({ "conversationId": id, "attributes": { "n": n / CONVERSATIONS } }))
+        })
+        .collect();
+    folder.append("in", input);
+    let with_platform = |words: &[&str]| {
+        let mut command = program(&folder, words);
+        command
+            .env("GENESYS_CLOUD_BASE_URL", platform.url())
+            .env("GENESYS_CLOUD_CLIENT_ID", "id")
+            .env("GENESYS_CLOUD_CLIENT_SECRET", "s")
+            .stderr(Stdio::null())
+            .stdout(Stdio::null());
+        command
+    };
+    let batch = [
+        "batch",
+        "in",
+        "--results",
+        "out",
+        "--resume",
+        "--audit",
+        "audit.jsonl",
+        "--audit-values",
+        "--rate",
+        "0",
+    ];
+    let url = receiver.url();
+    let forward = ["forward", "audit.jsonl", "--url", &url, "--settle"];
+    for kill in 0..KILLS {
+        let next = Gate::new();
+        *lock(&gate) = next.clone();
+        let mut child = with_platform(&batch).spawn().unwrap();
+        limit.store(10 + kill * 31, Ordering::SeqCst);
+        next.wait();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Killed somewhere on its way, and run again to its end.
+        let before = lock(&arrived).len();
+        let mut child = with_platform(&forward).spawn().unwrap();
+        while lock(&arrived).len() < before + 3 && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        let _ = child.kill();
+        child.wait().unwrap();
+        let status = with_platform(&forward).status().unwrap();
+        assert!(status.success(), "{status}");
+    }
+    limit.store(usize::MAX, Ordering::SeqCst);
+    assert!(with_platform(&batch).status().unwrap().success());
+    assert!(with_platform(&forward).status().unwrap().success());
+
+    let arrived = lock(&arrived).clone();
+    for c in 0..CONVERSATIONS {
+        let id = format!("c-{c}");
+        let written: Vec<Value> = store.with(&id, |c| {
+            c.writes.iter().map(|write| write["n"].clone()).collect()
+        });
+        let mut ids = HashSet::new();
+        let first: Vec<Value> = arrived
+            .iter()
+            .filter(|(_, payload)| payload["conversationId"] == id)
+            .filter(|(event, _)| ids.insert(event.clone()))
+            .map(|(_, payload)| payload["updatedAttributes"]["n"].clone())
+            .collect();
+        assert_eq!(first, written, "{id}");
+    }
+}

@@ -1,0 +1,171 @@
+//! Reads of each target, and whose token it is.
+
+use super::*;
+
+#[test]
+fn read_each_target_costs_one_request() {
+    let sandbox = with_record();
+    change_in(&sandbox, |c| {
+        c.version = 4;
+        c.attributes.insert("a".into(), json!(1));
+        c.secure = Some(secure(5, &[("s", "t")]));
+        c.participants[1].attributes.insert("p".into(), "q".into());
+    });
+    let client = client(&sandbox);
+    for (target, path, item, version, attributes) in [
+        (
+            Target::conversation("c-1"),
+            "GET ~ 200",
+            None,
+            Some("4"),
+            json!({"a": 1}),
+        ),
+        (
+            Target::participant("c-1", "customer"),
+            "GET ~ 200",
+            Some("c-1-customer"),
+            None,
+            json!({"p": "q"}),
+        ),
+        (
+            Target::participant("c-1", "purpose:agent"),
+            "GET ~ 200",
+            Some("c-1-agent"),
+            None,
+            json!({}),
+        ),
+        (
+            Target::participant("c-1", "c-1-customer"),
+            "GET ~ 200",
+            Some("c-1-customer"),
+            None,
+            json!({"p": "q"}),
+        ),
+        (
+            Target::secure("c-1"),
+            "GET ~/secureattributes 200",
+            None,
+            Some("5"),
+            json!({"s": "t"}),
+        ),
+        (
+            Target::custom("c-1", "r-1"),
+            "GET ~/customattributes/r-1 200",
+            Some("r-1"),
+            Some("7"),
+            json!({"kept": {"deep": [1]}}),
+        ),
+    ] {
+        let snapshot = client.read(&target).unwrap();
+        assert_eq!(snapshot.conversation_id, "c-1");
+        assert_eq!(snapshot.target, target.kind());
+        assert_eq!(snapshot.resource_id.as_deref(), item, "{target:?}");
+        assert_eq!(snapshot.version.as_deref(), version, "{target:?}");
+        assert_eq!(Value::Object(snapshot.attributes), attributes);
+        let tells = matches!(
+            target.kind(),
+            TargetKind::Conversation | TargetKind::Participant
+        );
+        assert_eq!(snapshot.conversation_ended, tells.then_some(false));
+        assert_seen(&sandbox, [path]);
+    }
+    // Reading is not counted as updating.
+    assert_eq!((client.metrics().calls, client.metrics().requests), (0, 6));
+}
+
+#[test]
+fn read_of_absent_resource_is_told() {
+    let sandbox = sandbox();
+    let client = client(&sandbox);
+    let never = client.read(&Target::secure("c-1")).unwrap();
+    assert_eq!((never.version, never.attributes.len()), (None, 0));
+    let with_schema = record().schema("s-1");
+    for target in [
+        &Target::conversation("c-9"),
+        &Target::participant("c-9", "customer"),
+        &Target::participant("c-1", "nobody"),
+        &Target::participant("c-1", "purpose:ivr"),
+        &Target::secure("c-9"),
+        &Target::custom("c-1", "r-1"),
+        // A schema makes it writable, not readable.
+        with_schema.target(),
+    ] {
+        let error = client.read(target).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{target:?}: {error}");
+        assert_eq!((error.attempts(), error.requests()), (0, 1));
+    }
+    for target in [
+        &Target::conversation(""),
+        &Target::participant("c-1", "purpose:"),
+        &Target::custom("c-1", "a/b"),
+    ] {
+        sandbox.clear_requests();
+        let error = client.read(target).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{target:?}: {error}");
+        assert_eq!(error.violations().len(), 1);
+        assert!(sandbox.requests().is_empty());
+    }
+    // The platform's own conversations have no attributes at the top level.
+    script(
+        &sandbox,
+        [
+            Fault::on_read(raw(200, json!({"id": "c-1", "version": "4"}))),
+            Fault::on_read(raw(200, json!({"id": "c-1", "participants": []}))),
+        ],
+    );
+    for _ in 0..2 {
+        let error = client.read(&Target::conversation("c-1")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+    }
+}
+
+#[test]
+fn verify_credentials_against_platform() {
+    let sandbox = sandbox();
+    let client = client(&sandbox);
+    let identity = client.verify_credentials().unwrap();
+    assert_eq!(identity.client_id.as_deref(), Some(CLIENT_ID));
+    assert_eq!(identity.client_name.as_deref(), Some("Sandbox client"));
+    assert_eq!(identity.organization_name.as_deref(), Some("Sandbox"));
+    assert!(identity.organization_id.is_some());
+    // The manual clock's wall time, and the sandbox's day.
+    assert_eq!(
+        identity
+            .expires_at
+            .map(genesys_attributes::rfc3339)
+            .as_deref(),
+        Some("2026-01-02T00:00:00.000Z")
+    );
+    let lines: Vec<String> = sandbox
+        .requests()
+        .iter()
+        .map(|one| format!("{} {}", one.method, one.path))
+        .collect();
+    assert_eq!(lines, ["POST /oauth/token", "GET /api/v2/tokens/me"]);
+
+    let with = |credentials| {
+        Client::builder(Region::parse("eu-west-1").unwrap(), credentials)
+            .base_url(sandbox.url())
+            .no_proxy()
+            .clock(ManualClock::new())
+            .build()
+            .unwrap()
+    };
+    let wrong = with(Credentials::new(CLIENT_ID, "wrong"));
+    let error = wrong.verify_credentials().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Auth, "{error}");
+    let given = with(Credentials::access_token("given"));
+    let error = given.verify_credentials().unwrap_err();
+    assert_eq!(
+        (error.kind(), error.http_status()),
+        (ErrorKind::Auth, Some(401))
+    );
+    sandbox.world(|world| world.accept_token("given"));
+    let identity = given.verify_credentials().unwrap();
+    assert_eq!(identity.client_id.as_deref(), Some(CLIENT_ID));
+    assert_eq!(identity.expires_at, None);
+
+    sandbox.world(|world| world.permissions_missing = vec!["a:b:c".into()]);
+    let error = client.verify_credentials().unwrap_err();
+    assert_eq!(error.missing_permissions(), ["a:b:c"]);
+}

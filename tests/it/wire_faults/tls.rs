@@ -1,0 +1,204 @@
+//! Certificates.
+
+use super::*;
+
+/// A certificate authority of the test's own, and what it signed for one name.
+struct Authority {
+    pem: String,
+    key: rcgen::KeyPair,
+    params: rcgen::CertificateParams,
+}
+
+impl Authority {
+    fn new() -> Authority {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Authority { pem, key, params }
+    }
+
+    fn server(&self, name: &str) -> rustls::ServerConfig {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let issuer = rcgen::Issuer::from_params(&self.params, &self.key);
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap()
+    }
+}
+
+/// A server of https, one connection after the other: enough for a client on one thread.
+struct Https {
+    address: SocketAddr,
+    state: Arc<HttpsState>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct HttpsState {
+    stopping: AtomicBool,
+    connections: Mutex<usize>,
+    /// Method, path and `Authorization`.
+    requests: Mutex<Vec<(String, String, String)>>,
+}
+
+impl Https {
+    fn start(config: rustls::ServerConfig) -> Https {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(HttpsState::default());
+        let theirs = Arc::clone(&state);
+        let config = Arc::new(config);
+        let acceptor = std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                if theirs.stopping.load(Ordering::SeqCst) {
+                    return;
+                }
+                *theirs.connections.lock().unwrap() += 1;
+                // It ends with the client's closing, or with a handshake that fails.
+                let _ = theirs.serve(stream, &config);
+            }
+        });
+        Https {
+            address,
+            state,
+            acceptor: Some(acceptor),
+        }
+    }
+
+    fn url(&self) -> String {
+        format!("https://localhost:{}", self.address.port())
+    }
+
+    fn connections(&self) -> usize {
+        *self.state.connections.lock().unwrap()
+    }
+}
+
+impl Drop for Https {
+    fn drop(&mut self) {
+        self.state.stopping.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(self.address);
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = acceptor.join();
+        }
+    }
+}
+
+impl HttpsState {
+    fn serve(
+        &self,
+        stream: TcpStream,
+        config: &Arc<rustls::ServerConfig>,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let connection = rustls::ServerConnection::new(Arc::clone(config))?;
+        let mut stream = BufReader::new(rustls::StreamOwned::new(connection, stream));
+        loop {
+            let (mut line, mut authorization, mut length) = (String::new(), String::new(), 0);
+            stream.read_line(&mut line)?;
+            let mut words = line.split(' ').map(str::to_owned);
+            let (Some(method), Some(path)) = (words.next(), words.next()) else {
+                return Ok(());
+            };
+            loop {
+                let mut field = String::new();
+                stream.read_line(&mut field)?;
+                let Some((name, value)) = field.trim_end().split_once(": ") else {
+                    break;
+                };
+                match name.to_ascii_lowercase().as_str() {
+                    "authorization" => authorization = value.to_owned(),
+                    "content-length" => length = value.parse()?,
+                    _ => {}
+                }
+            }
+            stream.read_exact(&mut vec![0; length])?;
+            let body = match method.as_str() {
+                "POST" => r#"{"access_token":"over-tls","expires_in":86400}"#,
+                "GET" => READ,
+                _ => WRITTEN,
+            };
+            self.requests
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((method, path, authorization));
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            stream.get_mut().write_all(answer.as_bytes())?;
+        }
+    }
+}
+
+#[test]
+fn https_with_matching_root_works() {
+    let authority = Authority::new();
+    let server = Https::start(authority.server("localhost"));
+    let client = builder_of(&server.url(), Credentials::new("id", "secret"))
+        .root_certificates(authority.pem.as_str())
+        .build()
+        .unwrap();
+    let receipt = client.update(&update()).unwrap();
+    assert_eq!(receipt.outcome, Outcome::Applied);
+    assert_eq!((receipt.attempts, receipt.requests), (1, 2));
+    assert_eq!(receipt.version.as_deref(), Some("7"));
+    assert_eq!(client.update(&update()).unwrap().requests, 1);
+    drop(client);
+    assert_eq!(server.connections(), 1);
+    let requests = server.state.requests.lock().unwrap();
+    let (read, bearer) = ("/api/v2/conversations/c-1", "Bearer over-tls");
+    let write = "/api/v2/conversations/c-1/attributes";
+    assert_eq!(
+        *requests,
+        [
+            ("POST", "/oauth/token", "Basic aWQ6c2VjcmV0"),
+            ("GET", read, bearer),
+            ("PATCH", write, bearer),
+            ("PATCH", write, bearer),
+        ]
+        .map(|(a, b, c)| (a.to_owned(), b.to_owned(), c.to_owned()))
+    );
+}
+
+#[test]
+fn certificate_untrusted_is_final_and_sends_nothing() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    // An authority we do not trust; one that we do, for another name; and the built-in roots.
+    for (name, server_name, root) in [
+        ("another authority", "localhost", Some(&other)),
+        ("another name", "elsewhere.example", Some(&authority)),
+        ("built-in roots", "localhost", None),
+    ] {
+        eprintln!("{name}");
+        for (update, writes) in [(update(), 0), (direct(), 1)] {
+            let server = Https::start(authority.server(server_name));
+            let clock = ManualClock::new();
+            let mut builder = builder(&server.url()).clock(clock.clone());
+            if let Some(root) = root {
+                builder = builder.root_certificates(root.pem.as_str());
+            }
+            let client = builder.build().unwrap();
+            let error = client.update(&update).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Connect);
+            let text = error.to_string();
+            assert!(
+                text.contains("not trusted") && text.contains("root_certificates"),
+                "{text}"
+            );
+            assert!(!error.may_have_applied() && !error.is_transient());
+            assert_eq!((error.attempts(), error.requests()), (writes, 1));
+            assert!(clock.sleeps().is_empty());
+            drop(client);
+            assert_eq!(server.connections(), 1);
+            assert!(server.state.requests.lock().unwrap().is_empty());
+        }
+    }
+}
