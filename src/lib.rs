@@ -66,6 +66,7 @@
 //! | `testing` | an in-memory platform to test your own code with |
 //! | `forward` | `forward`: from the audit file to webhooks and queues, also after a crash |
 //! | `cli` | the program `genesys-attributes` |
+//! | `capi` | the C interface; see `include/genesys_attributes.h` |
 //!
 //! # Module layout
 //!
@@ -106,6 +107,9 @@ mod base64;
 pub mod batch;
 mod builder;
 mod cache;
+#[cfg(feature = "capi")]
+#[allow(unsafe_code)] // the only place: what comes from C cannot be checked by the compiler
+mod capi;
 mod client;
 pub mod clock;
 mod date;

@@ -41,6 +41,8 @@ mod store;
 
 mod auth;
 mod batch;
+#[cfg(all(feature = "capi", unix))]
+mod capi;
 #[cfg(feature = "cli")]
 mod cli;
 mod config;
