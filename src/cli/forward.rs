@@ -1,7 +1,6 @@
 //! `forward`: from the audit file to a webhook or to standard output.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use genesys_attributes::webhook::Webhook;
 use genesys_attributes::{Error, ErrorKind, rfc3339};
 
 use super::client::client;
+use super::files::replace;
 use super::options::{Forward, Options};
 use super::{Exit, Run};
 
@@ -180,11 +180,7 @@ fn write_metrics(path: &Path, report: &ForwardReport) -> io::Result<()> {
         let name = format!("genesys_attributes_forward_{name}");
         text += &format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
     }
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(format!(".{}.tmp", std::process::id()));
-    let draft = PathBuf::from(draft);
-    File::create(&draft)?.write_all(text.as_bytes())?;
-    std::fs::rename(&draft, path)
+    replace(path, |out| out.write_all(text.as_bytes()))
 }
 
 /// `NAME=@FILE`: a value may be a secret, which other users could see in a command line.
