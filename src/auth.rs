@@ -378,7 +378,9 @@ impl TokenSource {
             let sent = |_: &mut Request, _: &mut Call<'_>, now| Ok(now);
             let reply = self.wire.send(call, &mut request, Purpose::Login, sent)?;
             Ok(Reply {
-                result: reply.result.and_then(|response| self.granted(&response)),
+                result: reply
+                    .result
+                    .and_then(|response| granted(&response, self.wire.retry_after(&response))),
                 class: reply.class,
             })
         });
@@ -395,40 +397,6 @@ impl TokenSource {
         Ok(self.issued(&token, Some((from, life))))
     }
 
-    /// The token in an answer of the login endpoint, and its life.
-    fn granted(&self, response: &Response) -> Result<(String, Duration)> {
-        if !response.is_success() {
-            return Err(self.problem(response));
-        }
-        // What answers like this is not the login endpoint, or not itself today: nothing that the
-        // caller of an update could correct.
-        let strange = |why: String| {
-            Error::new(
-                ErrorKind::Server,
-                format!(
-                    "the answer of the login endpoint cannot be used: {why}: check the region or \
-                     login URL, or try again later"
-                ),
-            )
-            .with_http_status(response.status)
-        };
-        let grant = response
-            .object()
-            .map_err(|unreadable| strange(unreadable.into_error("not a token").to_string()))?;
-        let token = grant
-            .get("access_token")
-            .and_then(Value::as_str)
-            .filter(|token| is_header_text(token))
-            .ok_or_else(|| strange("it has no access_token of visible ASCII characters".into()))?;
-        let life = match grant.get("expires_in").and_then(Value::as_f64) {
-            None => DEFAULT_LIFE,
-            Some(seconds) if seconds >= 1.0 => (seconds as u64).min(MAX_LIFE),
-            // A life of nothing would mean a login for every request.
-            Some(_) => 1,
-        };
-        Ok((token.to_owned(), Duration::from_secs(life)))
-    }
-
     fn issued(&self, token: &str, life: Option<(Instant, Duration)>) -> Arc<Token> {
         let mut state = lock(&self.state);
         state.generation += 1;
@@ -443,51 +411,88 @@ impl TokenSource {
             proven: AtomicBool::new(false),
         })
     }
+}
 
-    /// The token endpoint's error answers have a shape of their own (RFC 6749 §5.2, and the
-    /// platform's `description` beside it).
-    fn problem(&self, response: &Response) -> Error {
-        let body = response.object().unwrap_or_default();
-        let text = |name| body.get(name).and_then(Value::as_str);
-        let code = text("error").unwrap_or_default();
-        let description = text("error_description")
-            .or_else(|| text("description"))
-            .unwrap_or_default();
-        let status = response.status;
-        let throttled = status == 429 || status == 400 && is_throttled_login(response);
-        let (kind, advice) = match status {
-            _ if throttled => (
-                ErrorKind::RateLimited,
-                "logins are limited: share one client between threads, and try again later",
-            ),
-            _ if code == "invalid_client" => (
-                ErrorKind::Auth,
-                "check the client id, the client secret and the region",
-            ),
-            408 => (ErrorKind::Timeout, "try again later"),
-            // Only the login endpoint itself refuses credentials.
-            ..=399 | 404 | 405 | 410 | 500.. => (
-                ErrorKind::Server,
-                "check the region or login URL, or try again later",
-            ),
-            _ => (
-                ErrorKind::Auth,
-                "check that the OAuth client is active and its grant type is Client Credentials",
-            ),
-        };
+/// The token in an answer of the login endpoint, and its life.
+pub(crate) fn granted(
+    response: &Response,
+    retry_after: Option<Duration>,
+) -> Result<(String, Duration)> {
+    if !response.is_success() {
+        return Err(problem(response, retry_after));
+    }
+    // What answers like this is not the login endpoint, or not itself today: nothing that the
+    // caller of an update could correct.
+    let strange = |why: String| {
         Error::new(
-            kind,
+            ErrorKind::Server,
             format!(
-                "the login endpoint answered {status}{}{}: {advice}",
-                prefixed(" ", code),
-                prefixed(": ", description),
+                "the answer of the login endpoint cannot be used: {why}: check the region or \
+                 login URL, or try again later"
             ),
         )
-        .with_http_status(status)
-        .with_code(text("error").map(|code| one_line(&clip(code, 100))))
-        .with_correlation_id(response.correlation_id().map(str::to_owned))
-        .with_retry_after(self.wire.retry_after(response).filter(|_| throttled))
-    }
+        .with_http_status(response.status)
+    };
+    let grant = response
+        .object()
+        .map_err(|unreadable| strange(unreadable.into_error("not a token").to_string()))?;
+    let token = grant
+        .get("access_token")
+        .and_then(Value::as_str)
+        .filter(|token| is_header_text(token))
+        .ok_or_else(|| strange("it has no access_token of visible ASCII characters".into()))?;
+    let life = match grant.get("expires_in").and_then(Value::as_f64) {
+        None => DEFAULT_LIFE,
+        Some(seconds) if seconds >= 1.0 => (seconds as u64).min(MAX_LIFE),
+        // A life of nothing would mean a login for every request.
+        Some(_) => 1,
+    };
+    Ok((token.to_owned(), Duration::from_secs(life)))
+}
+
+/// The token endpoint's error answers have a shape of their own (RFC 6749 §5.2, and the
+/// platform's `description` beside it).
+fn problem(response: &Response, retry_after: Option<Duration>) -> Error {
+    let body = response.object().unwrap_or_default();
+    let text = |name| body.get(name).and_then(Value::as_str);
+    let code = text("error").unwrap_or_default();
+    let description = text("error_description")
+        .or_else(|| text("description"))
+        .unwrap_or_default();
+    let status = response.status;
+    let throttled = status == 429 || status == 400 && is_throttled_login(response);
+    let (kind, advice) = match status {
+        _ if throttled => (
+            ErrorKind::RateLimited,
+            "logins are limited: share one client between threads, and try again later",
+        ),
+        _ if code == "invalid_client" => (
+            ErrorKind::Auth,
+            "check the client id, the client secret and the region",
+        ),
+        408 => (ErrorKind::Timeout, "try again later"),
+        // Only the login endpoint itself refuses credentials.
+        ..=399 | 404 | 405 | 410 | 500.. => (
+            ErrorKind::Server,
+            "check the region or login URL, or try again later",
+        ),
+        _ => (
+            ErrorKind::Auth,
+            "check that the OAuth client is active and its grant type is Client Credentials",
+        ),
+    };
+    Error::new(
+        kind,
+        format!(
+            "the login endpoint answered {status}{}{}: {advice}",
+            prefixed(" ", code),
+            prefixed(": ", description),
+        ),
+    )
+    .with_http_status(status)
+    .with_code(text("error").map(|code| one_line(&clip(code, 100))))
+    .with_correlation_id(response.correlation_id().map(str::to_owned))
+    .with_retry_after(retry_after.filter(|_| throttled))
 }
 
 /// Says that it was logging in that failed.

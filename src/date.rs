@@ -3,7 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A time as RFC 3339 text in UTC with milliseconds, such as `2026-01-31T09:05:00.250Z`: what
-/// JavaScript's `toISOString` prints. Times before 1970 print as its first moment.
+/// JavaScript's `toISOString` prints. Times before 1970 print as its first moment, those after the
+/// year 9999 as its last second.
 ///
 /// ```
 /// use genesys_attributes::rfc3339;
@@ -16,13 +17,16 @@ pub fn rfc3339(time: SystemTime) -> String {
     Rfc3339::new(time).as_str().to_owned()
 }
 
+/// The last second of the year 9999: RFC 3339 has four digits for a year.
+const LAST_SECOND: u64 = 253_402_300_799;
+
 /// A time as text, without an allocation: every update writes some.
 pub(crate) struct Rfc3339([u8; 24]);
 
 impl Rfc3339 {
     pub(crate) fn new(time: SystemTime) -> Rfc3339 {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let seconds = since.as_secs();
+        let seconds = since.as_secs().min(LAST_SECOND);
         let (year, month, day) = civil_from_days(seconds / 86_400);
         let of_day = seconds % 86_400;
         let mut out = *b"0000-00-00T00:00:00.000Z";
@@ -177,6 +181,10 @@ pub(crate) fn parse_rfc3339(text: &str) -> Option<SystemTime> {
         .take(9)
         .fold(0, |nanos, digit| nanos * 10 + u64::from(digit - b'0'));
     let seconds = days_from_civil(year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second;
+    if seconds > LAST_SECOND {
+        // A leap second after the last one.
+        return None;
+    }
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds) + Duration::from_nanos(nanos))
 }
 

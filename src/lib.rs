@@ -118,6 +118,10 @@ pub mod event;
 mod exchange;
 #[cfg(feature = "forward")]
 pub mod forward;
+#[cfg(all(any(test, fuzzing), feature = "forward"))]
+#[allow(missing_docs, clippy::expect_used, clippy::panic)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod histogram;
 pub mod http;
 mod keyed_lock;

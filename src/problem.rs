@@ -80,7 +80,8 @@ pub(crate) fn error_of_kind(
     let correlation_id = response
         .correlation_id()
         .map(str::to_owned)
-        .or_else(|| text(&body, "contextId").map(mask));
+        .or_else(|| text(&body, "contextId"))
+        .map(mask);
     if let Some(id) = &correlation_id {
         described += &format!(" [correlation id {}]", clip(id, 100));
     }

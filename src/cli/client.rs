@@ -145,7 +145,10 @@ fn warn_of_readers(_: &Path, _: &str) {}
 /// `NAME=VALUE` lines, as a shell would read them: `export`, quotes and comments are understood.
 /// A line may hold a secret, so no more of it is told than its number and a name that looks like
 /// one of a variable.
-fn settings(text: &str, shown: &str) -> Result<(HashMap<String, String>, Vec<String>), String> {
+pub(super) fn settings(
+    text: &str,
+    shown: &str,
+) -> Result<(HashMap<String, String>, Vec<String>), String> {
     let (mut settings, mut warnings) = (HashMap::new(), Vec::new());
     for (index, line) in text.lines().enumerate() {
         let at = format!("line {} of {shown}", index + 1);

@@ -357,7 +357,10 @@ fn attribute(name: &str, number: usize) -> Result<Column, String> {
         return Err(format!("column {number} of the CSV has no name"));
     }
     if !on_purpose {
-        let escaped = format!("as {ESCAPE}{name} for an attribute of that name");
+        let escaped = format!(
+            "as {:?} for an attribute of that name",
+            format!("{ESCAPE}{name}")
+        );
         match resembled(key) {
             Some(field) if ONLY_JSON.contains(&field) => {
                 return Err(format!(

@@ -13,6 +13,9 @@ mod digest;
 mod ending;
 mod files;
 mod forward;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::expect_used)]
+pub(crate) mod fuzzing;
 mod help;
 mod past;
 mod progress;

@@ -194,7 +194,7 @@ enum Content {
 }
 
 impl Lines {
-    fn json(source: Source, shard: Option<Shard>) -> Lines {
+    pub(super) fn json(source: Source, shard: Option<Shard>) -> Lines {
         Lines {
             source,
             format: Format::Json,

@@ -59,7 +59,7 @@ fn check(
         let top = module.unwrap_or(&stem);
         if path.is_dir() {
             // Text, and tests.
-            if !matches!(stem.as_str(), "documentation" | "simulation") {
+            if !matches!(stem.as_str(), "documentation" | "fuzzing" | "simulation") {
                 check(&path, Some(top), order, found);
             }
         } else if path.extension().is_some_and(|ext| ext == "rs")
