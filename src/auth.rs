@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::base64;
 use crate::clock::sleep_unless;
 use crate::error::{Error, ErrorKind, Result, clip, one_line};
-use crate::exchange::{Call, Purpose, Reply, Stop, Wire, is_throttled_login};
+use crate::exchange::{Call, Class, Purpose, Reply, Stop, Wire, is_throttled_login};
 use crate::http::{Method, Request, Response};
 use crate::retry::Patience;
 use crate::secret::Secret;
@@ -222,10 +222,12 @@ impl TokenSource {
                 let token = token.clone();
                 let due = token.refresh_at.is_some_and(|at| now >= at);
                 let held_off = state.early_after.is_some_and(|at| now < at);
-                if !due || state.refreshing || held_off || self.wire.is_paused(now) {
+                let tried = call.refreshed_early;
+                if !due || tried || state.refreshing || held_off || self.wire.is_paused(now) {
                     return Ok((token, now));
                 }
                 state.refreshing = true;
+                call.refreshed_early = true;
                 drop(state);
                 // The old one is still good when the new one cannot be had: one attempt, over well
                 // before it ends.
@@ -234,7 +236,7 @@ impl TokenSource {
                     .map(|end| end.saturating_duration_since(now) / 2);
                 let limit = left.unwrap_or(MAX_EARLY).min(MAX_EARLY);
                 let begun = now;
-                let refreshed = self.refresh(call, limit, true);
+                let (refreshed, _) = self.refresh(call, limit, true);
                 now = clock.now();
                 // It costs time, and not the update's success.
                 call.budget.extend(now.saturating_duration_since(begun));
@@ -268,11 +270,23 @@ impl TokenSource {
             } else if rest.is_zero() && refreshing {
                 return Err(Stop::OutOfTime(login_error(Error::new(
                     ErrorKind::Timeout,
-                    "it was not done when the deadline passed: try again later",
+                    "another thread's login was still under way when the deadline passed: try \
+                     again later",
                 ))));
             } else if refreshing {
+                // What the login endpoint asks for counts for those who wait no more than for the
+                // one who logs in.
+                let limited = self
+                    .wire
+                    .limiter
+                    .limited_until()
+                    .is_some_and(|end| now < end);
                 state = wait(&self.refreshed, state, Some(rest.min(LOOK_UP)), call.cancel);
                 Cancel::check(call.cancel).map_err(Stop::Cancelled)?;
+                if limited && call.budget.patience == Patience::Batch {
+                    let waited = clock.now().saturating_duration_since(now);
+                    call.budget.extend(waited);
+                }
             } else if rest.is_zero() {
                 let error = self.wire.too_late();
                 // Where none failed, no caller is to wait for the next one.
@@ -286,7 +300,9 @@ impl TokenSource {
                 state.refreshing = true;
                 state.failed = None;
                 drop(state);
-                let token = self.refresh(call, rest, false).map_err(|error| {
+                let (refreshed, free) = self.refresh(call, rest, false);
+                call.budget.extend(free);
+                let token = refreshed.map_err(|error| {
                     if error.kind() == ErrorKind::Cancelled {
                         Stop::Cancelled(error)
                     } else {
@@ -314,8 +330,10 @@ impl TokenSource {
             .is_some_and(|current| current.generation == token.generation);
         if is_current {
             state.token = None;
+            // A token that was taken may have been revoked; but some request was refused with it,
+            // and may be with the next one.
             if token.proven.load(Ordering::Relaxed) {
-                state.refused_in_a_row = 0;
+                state.refused_in_a_row = 1;
             } else {
                 state.refused_in_a_row += 1;
             }
@@ -336,22 +354,27 @@ impl TokenSource {
     }
 
     /// Logs in, in the name of everybody, within `limit`; `early` while there is no need for it
-    /// yet.
-    fn refresh(&self, call: &Call<'_>, limit: Duration, early: bool) -> Result<Arc<Token>> {
+    /// yet. Says as well how much of the time does not count against the deadline of the update.
+    fn refresh(
+        &self,
+        call: &Call<'_>,
+        limit: Duration,
+        early: bool,
+    ) -> (Result<Arc<Token>>, Duration) {
         let mut refreshing = Refreshing {
             source: self,
             early,
             hurried: limit < self.wire.longest_request,
             outcome: None,
         };
-        let outcome = self.login(call, limit, early);
+        let (outcome, free) = self.login(call, limit, early);
         refreshing.outcome = Some(outcome.clone());
-        outcome
+        (outcome, free)
     }
 
-    fn login(&self, of: &Call<'_>, limit: Duration, early: bool) -> Result<Arc<Token>> {
+    fn login(&self, of: &Call<'_>, limit: Duration, early: bool) -> (Result<Arc<Token>>, Duration) {
         let (id, secret) = match &self.credentials.0 {
-            Kind::Token(token) => return Ok(self.issued(token.expose(), None)),
+            Kind::Token(token) => return (Ok(self.issued(token.expose(), None)), Duration::ZERO),
             Kind::Client { id, secret } => (id, secret),
         };
         let mut request = Request::new(Method::Post, format!("{}/oauth/token", self.login_url));
@@ -377,24 +400,31 @@ impl TokenSource {
         let granted = self.wire.until_settled(&mut call, max_attempts, |call| {
             let sent = |_: &mut Request, _: &mut Call<'_>, now| Ok(now);
             let reply = self.wire.send(call, &mut request, Purpose::Login, sent)?;
-            Ok(Reply {
-                result: reply
-                    .result
-                    .and_then(|response| granted(&response, self.wire.retry_after(&response))),
-                class: reply.class,
-            })
+            let result = reply
+                .result
+                .and_then(|response| granted(&response, self.wire.retry_after(&response)));
+            let class = match (reply.class, &result) {
+                // Whatever answers is not the login endpoint, perhaps only for a moment. A batch
+                // decides for all of its lines.
+                (Class::Settled { .. }, Err(error))
+                    if error.kind() == ErrorKind::Server && patience == Patience::Deadline =>
+                {
+                    Class::Transient { may: false }
+                }
+                (class, _) => class,
+            };
+            Ok(Reply { result, class })
         });
-        let (token, life) = granted.map_err(|error| {
-            if error.kind() == ErrorKind::Cancelled {
-                error
-            } else {
-                login_error(error)
-            }
-        })?;
+        let free = call.budget.extended();
+        let (token, life) = match granted {
+            Ok(granted) => granted,
+            Err(error) if error.kind() == ErrorKind::Cancelled => return (Err(error), free),
+            Err(error) => return (Err(login_error(error)), free),
+        };
         self.wire.counters.token_refreshes.increment();
         // Counted from before the request: the safe side.
         let from = call.sent.unwrap_or_else(|| self.wire.clock.now());
-        Ok(self.issued(&token, Some((from, life))))
+        (Ok(self.issued(&token, Some((from, life)))), free)
     }
 
     fn issued(&self, token: &str, life: Option<(Instant, Duration)>) -> Arc<Token> {

@@ -329,9 +329,9 @@ impl Client {
         self.core.session.wire.seeds.next().up_to(most)
     }
 
-    /// Until when the platform asked everybody to wait.
-    pub(crate) fn paused_until(&self) -> Option<Instant> {
-        self.core.session.wire.limiter.paused_until()
+    /// Until when a limit of requests makes everybody wait.
+    pub(crate) fn limited_until(&self) -> Option<Instant> {
+        self.core.session.wire.limiter.limited_until()
     }
 
     pub(crate) fn ended_policy(&self) -> EndedPolicy {

@@ -15,10 +15,10 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
 
 use crate::attributes::Attributes;
-use crate::audit::{AuditPhase, AuditRecord, discard};
+use crate::audit::{AuditPhase, AuditRecord};
 use crate::metrics::Counters;
 use crate::receipt::{Answer, Outcome, Receipt, Status};
-use crate::sync::lock;
+use crate::sync::{discard, lock};
 
 /// An update that was applied.
 ///

@@ -33,7 +33,7 @@ pub(crate) enum Purpose {
 pub(crate) enum Class {
     /// Sending it again changes nothing.
     Settled { may: bool },
-    /// 429 or a 503 that says so, perhaps with a time.
+    /// 429, perhaps with a time; or a 503 with a time, which leaves open whether it took effect.
     Throttled {
         retry_after: Option<Duration>,
         may: bool,
@@ -89,6 +89,8 @@ pub(crate) struct Call<'c> {
     started: Option<Instant>,
     /// When the last request was sent.
     pub(crate) sent: Option<Instant>,
+    /// It has tried to replace a token that was near its end.
+    pub(crate) refreshed_early: bool,
     ended: Option<Instant>,
 }
 
@@ -134,6 +136,7 @@ impl Wire {
             requests: 0,
             started: None,
             sent: None,
+            refreshed_early: false,
             ended: None,
         }
     }
@@ -216,7 +219,10 @@ impl Wire {
             };
             let pause = match reply.class {
                 Class::Settled { .. } => return reply.result,
-                Class::Throttled { retry_after, .. } => Pause::Throttled { retry_after },
+                Class::Throttled { retry_after, may } => Pause::Throttled {
+                    retry_after,
+                    limited: !may,
+                },
                 Class::Transient { .. } => {
                     attempts += 1;
                     if attempts >= max_attempts {
@@ -237,14 +243,18 @@ impl Wire {
     pub(crate) fn wait(&self, call: &mut Call<'_>, pause: Pause) -> Result<(), Stop> {
         let now = self.clock.now();
         let delay = call.budget.pause(pause, now);
-        if let Pause::Throttled { retry_after } = pause {
+        if let Pause::Throttled {
+            retry_after,
+            limited,
+        } = pause
+        {
             // Also when this call does not wait: the others must all the same.
             let asked = retry_after.filter(|wait| *wait <= self.policy.max_retry_after);
             let pause = delay.or(asked);
             #[cfg(test)]
             let pause = pause.filter(|_| !planted(Mistake::PauseNotShared));
             if let Some(wait) = pause {
-                self.limiter.pause(now + wait);
+                self.limiter.pause(now + wait, limited);
             }
         }
         let Some(delay) = delay else {
@@ -252,11 +262,17 @@ impl Wire {
         };
         let subject = call.subject;
         match pause {
-            Pause::Throttled { .. } => {
+            Pause::Throttled { limited: true, .. } => {
                 warn!("{subject}: rate limited by the platform; sent again in {delay:?}");
             }
-            Pause::Conflict { .. } => {
+            Pause::Throttled { limited: false, .. } => {
+                warn!("{subject}: the platform is unavailable; sent again in {delay:?}");
+            }
+            Pause::Conflict { locked: true, .. } => {
                 warn!("{subject}: optimistic locking conflict; read and written again in {delay:?}")
+            }
+            Pause::Conflict { locked: false, .. } => {
+                warn!("{subject}: conflict with another write; sent again in {delay:?}")
             }
             Pause::Backoff { .. } => debug!("{subject}: sent again in {delay:?}"),
         }
@@ -344,8 +360,8 @@ impl Wire {
                 return Err(Stop::OutOfTime(
                     Error::new(
                         ErrorKind::RateLimited,
-                        "the platform asked this client to slow down for longer than is left for \
-                         the update: try again later, or give a longer deadline",
+                        "the platform asked this client for a pause that ends after the update's \
+                         deadline: try again later, or give a longer deadline",
                     )
                     // Jitter may have taken it beyond what is waited for.
                     .with_retry_after(Some(wait.min(self.policy.max_retry_after))),

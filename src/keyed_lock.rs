@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,7 +27,7 @@ struct Held {
 
 /// A thread that waits. Its `granted` is read and written under the shard's lock.
 struct Waiter {
-    granted: std::sync::atomic::AtomicBool,
+    granted: AtomicBool,
     woken: Condvar,
 }
 
@@ -95,8 +97,15 @@ impl KeyedLock {
                 });
                 busy.waiters.push_back(waiter.clone());
                 drop(held);
+                // A clock of the caller's may panic: the key must not be granted to nobody.
+                let mut queued = Queued {
+                    owner: self,
+                    key,
+                    waiter,
+                    granted: false,
+                };
                 let begun = clock.now();
-                self.await_grant(key, &waiter, begun + limit, clock, cancel)?;
+                queued.await_grant(begun + limit, clock, cancel)?;
                 waited_since = Some(begun);
             }
         }
@@ -109,51 +118,8 @@ impl KeyedLock {
         })
     }
 
-    fn await_grant(
-        &self,
-        key: &str,
-        waiter: &Arc<Waiter>,
-        deadline: Instant,
-        clock: &dyn Clock,
-        cancel: Option<&Cancel>,
-    ) -> Result<()> {
-        use std::sync::atomic::Ordering::Relaxed;
-        // A clock that is moved by hand does not wake a condition variable.
-        const LOOK_UP: Duration = Duration::from_secs(1);
-
-        let mut held = lock(self.shard(key));
-        loop {
-            if waiter.granted.load(Relaxed) {
-                return Ok(());
-            }
-            let left = deadline.saturating_duration_since(clock.now());
-            let failed = match Cancel::check(cancel) {
-                Err(error) => error,
-                Ok(()) if left.is_zero() => Error::new(
-                    ErrorKind::Timeout,
-                    "another update of this conversation was still under way when the deadline \
-                     passed: update a conversation from fewer threads, or give a longer deadline",
-                ),
-                Ok(()) => {
-                    held = wait(&waiter.woken, held, Some(left.min(LOOK_UP)), cancel);
-                    continue;
-                }
-            };
-            if let Some(busy) = held.iter_mut().find(|held| held.key == key) {
-                busy.waiters.retain(|other| !Arc::ptr_eq(other, waiter));
-            }
-            return Err(failed);
-        }
-    }
-
-    fn release(&self, key: &str) {
-        use std::sync::atomic::Ordering::Relaxed;
-
-        HELD_HERE.with_borrow_mut(|held| {
-            if let Some(at) = held.iter().position(|lock| std::ptr::eq(*lock, self)) {
-                held.swap_remove(at);
-            }
-        });
+    /// Hands the key to the thread that waits longest.
+    fn hand_on(&self, key: &str) {
         let mut held = lock(self.shard(key));
         let Some(at) = held.iter().position(|held| held.key == key) else {
             return;
@@ -188,7 +154,74 @@ impl KeyGuard<'_> {
 
 impl Drop for KeyGuard<'_> {
     fn drop(&mut self) {
-        self.owner.release(self.key);
+        HELD_HERE.with_borrow_mut(|held| {
+            let of_owner = |lock: &*const KeyedLock| std::ptr::eq(*lock, self.owner);
+            if let Some(at) = held.iter().position(of_owner) {
+                held.swap_remove(at);
+            }
+        });
+        self.owner.hand_on(self.key);
+    }
+}
+
+/// A place in the queue for a key.
+struct Queued<'a> {
+    owner: &'a KeyedLock,
+    key: &'a str,
+    waiter: Arc<Waiter>,
+    /// The key is this thread's.
+    granted: bool,
+}
+
+impl Queued<'_> {
+    fn await_grant(
+        &mut self,
+        deadline: Instant,
+        clock: &dyn Clock,
+        cancel: Option<&Cancel>,
+    ) -> Result<()> {
+        // A clock that is moved by hand does not wake a condition variable.
+        const LOOK_UP: Duration = Duration::from_secs(1);
+
+        loop {
+            let left = deadline.saturating_duration_since(clock.now());
+            let held = lock(self.owner.shard(self.key));
+            if self.waiter.granted.load(Relaxed) {
+                self.granted = true;
+                return Ok(());
+            }
+            Cancel::check(cancel)?;
+            if left.is_zero() {
+                return Err(Error::new(
+                    ErrorKind::Timeout,
+                    "another update of this conversation was still under way when the deadline \
+                     passed: update a conversation from fewer threads, or give a longer deadline",
+                ));
+            }
+            drop(wait(
+                &self.waiter.woken,
+                held,
+                Some(left.min(LOOK_UP)),
+                cancel,
+            ));
+        }
+    }
+}
+
+/// Leaves the queue; a key that was granted meanwhile goes to the next one.
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        if self.granted {
+            return;
+        }
+        let mut held = lock(self.owner.shard(self.key));
+        if self.waiter.granted.load(Relaxed) {
+            drop(held);
+            self.owner.hand_on(self.key);
+        } else if let Some(busy) = held.iter_mut().find(|held| held.key == self.key) {
+            busy.waiters
+                .retain(|other| !Arc::ptr_eq(other, &self.waiter));
+        }
     }
 }
 

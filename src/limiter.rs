@@ -62,6 +62,9 @@ impl RateLimit {
 /// before that, so no 60 seconds at the server ever hold more requests than there are slots.
 const WINDOW: Duration = Duration::from_secs(60);
 
+/// After this long, whether a slot that was taken was given back unused.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// Why a request may not go yet, and for how long at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
@@ -83,7 +86,9 @@ struct State {
     in_flight: usize,
     /// When the slots of past requests become free, in order.
     frees: VecDeque<Instant>,
+    /// Until when nothing is sent, and until when because of a limit of requests.
     paused_until: Option<Instant>,
+    limited_until: Option<Instant>,
 }
 
 impl Limiter {
@@ -114,9 +119,9 @@ impl Limiter {
             state.in_flight += 1;
             return Ok(());
         }
-        // With all slots in flight, none frees before one answers and its window passes.
+        // With all slots taken none frees within a window, unless one is given back unused.
         let free = state.frees.front();
-        Err(Wait::Slot(free.map_or(WINDOW, |free| *free - now)))
+        Err(Wait::Slot(free.map_or(LOOK_AGAIN, |free| *free - now)))
     }
 
     /// The response to a request came, or its failure.
@@ -144,15 +149,18 @@ impl Limiter {
             .is_some_and(|until| now < until)
     }
 
-    /// Until when no request may be sent.
-    pub(crate) fn paused_until(&self) -> Option<Instant> {
-        lock(&self.state).paused_until
+    /// Until when no request may be sent because of a limit of requests.
+    pub(crate) fn limited_until(&self) -> Option<Instant> {
+        lock(&self.state).limited_until
     }
 
-    /// No request is sent before `until`.
-    pub(crate) fn pause(&self, until: Instant) {
+    /// No request is sent before `until`; `limited` because of a limit of requests.
+    pub(crate) fn pause(&self, until: Instant, limited: bool) {
         let mut state = lock(&self.state);
         state.paused_until = state.paused_until.max(Some(until));
+        if limited {
+            state.limited_until = state.limited_until.max(Some(until));
+        }
     }
 }
 
@@ -173,8 +181,8 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(limiter.acquire(clock.now()), Ok(()));
         }
-        // All in flight: nothing frees within a window.
-        assert_eq!(limiter.acquire(clock.now()), Err(Wait::Slot(WINDOW)));
+        // All in flight: nothing frees, unless one is given back.
+        assert_eq!(limiter.acquire(clock.now()), Err(Wait::Slot(LOOK_AGAIN)));
         clock.advance(ms(100));
         limiter.release(|| clock.now());
         clock.advance(ms(50));
@@ -196,8 +204,8 @@ mod tests {
         let clock = ManualClock::new();
         for rate in [RateLimit::unlimited(), RateLimit::default()] {
             let limiter = Limiter::new(rate);
-            limiter.pause(clock.now() + ms(7_000));
-            limiter.pause(clock.now() + ms(2_000));
+            limiter.pause(clock.now() + ms(7_000), true);
+            limiter.pause(clock.now() + ms(2_000), true);
             assert_eq!(limiter.acquire(clock.now()), Err(Wait::Pause(ms(7_000))));
             assert_eq!(limiter.acquire(clock.now() + ms(7_000)), Ok(()));
             assert_eq!(limiter.acquire(clock.now() + ms(7_001)), Ok(()));

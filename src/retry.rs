@@ -30,8 +30,9 @@ pub struct RetryPolicy {
     /// How many version conflicts one update settles at most. Default `None`: one for every 4 s of
     /// the deadline, and 8 at least.
     pub max_conflicts: Option<u32>,
-    /// The time for one update, counted from its first request; waits for the client's own rate
-    /// limit are not counted. Default 300 s.
+    /// The time for one update, counted from its first request, or from when it began to wait for
+    /// another update of its conversation; waits for the client's own rate limit are not counted.
+    /// Default 300 s.
     pub deadline: Duration,
     /// The longest `Retry-After` that is waited for. Default 180 s, as in the official SDKs: longer
     /// ones mean a daily limit.
@@ -131,10 +132,14 @@ impl RetryPolicy {
 pub(crate) enum Pause {
     /// A failure that may pass; so many attempts were made.
     Backoff { attempts: u32 },
-    /// Somebody else was faster; so many times before.
-    Conflict { before: u32 },
-    /// The platform asked to slow down, perhaps with a time.
-    Throttled { retry_after: Option<Duration> },
+    /// Somebody else was faster; so many times before. `locked`: it shows by a version.
+    Conflict { before: u32, locked: bool },
+    /// The platform asked to slow down, perhaps with a time. `limited`: because of a limit of
+    /// requests (429), and not because it is unavailable (503).
+    Throttled {
+        retry_after: Option<Duration>,
+        limited: bool,
+    },
 }
 
 /// Who waits.
@@ -147,8 +152,8 @@ pub(crate) enum Patience {
     Batch,
 }
 
-/// The first wait after a conflict at least, and the longest. Conflicts are races that are over at
-/// once, so they wait far less than faults do.
+/// The first wait after a conflict at least, and the longest where round trips are short. Conflicts
+/// are races that are over at once, so they wait far less than faults do.
 const CONFLICT_BASE: Duration = Duration::from_millis(20);
 const CONFLICT_MAX: Duration = Duration::from_secs(1);
 /// The wait after a 429 that does not say how long: the first, and the longest.
@@ -164,6 +169,8 @@ pub(crate) struct Budget {
     longest_request: Duration,
     random: Random,
     deadline: Option<Instant>,
+    /// By how much the deadline was moved.
+    extended: Duration,
     /// Answers to slow down, without a time, one after the other.
     throttled: u32,
     /// How long the last request took.
@@ -183,6 +190,7 @@ impl Budget {
             longest_request,
             random,
             deadline: None,
+            extended: Duration::ZERO,
             throttled: 0,
             round_trip: Duration::ZERO,
         }
@@ -210,7 +218,13 @@ impl Budget {
     pub(crate) fn extend(&mut self, waited: Duration) {
         if let Some(deadline) = &mut self.deadline {
             *deadline += waited;
+            self.extended += waited;
         }
+    }
+
+    /// The time that did not count so far.
+    pub(crate) fn extended(&self) -> Duration {
+        self.extended
     }
 
     /// An answer came that is not a demand to slow down.
@@ -222,7 +236,7 @@ impl Budget {
     /// waits.
     pub(crate) fn pause(&mut self, pause: Pause, now: Instant) -> Option<Duration> {
         let delay = match pause {
-            Pause::Throttled { retry_after } => {
+            Pause::Throttled { retry_after, .. } => {
                 let asked = match retry_after {
                     Some(wait) if wait > self.policy.max_retry_after => return None,
                     Some(wait) => wait,
@@ -242,9 +256,10 @@ impl Budget {
                 );
                 self.random.up_to(ceiling)
             }
-            Pause::Conflict { before } => {
+            Pause::Conflict { before, .. } => {
                 // The winner of the race needs a read and a write.
                 let base = CONFLICT_BASE.max(2 * self.round_trip.min(CONFLICT_MAX));
+                // With many writers on a slow link, all of them must fit into the longest wait.
                 self.random
                     .up_to(doubled(base, before, CONFLICT_MAX.max(16 * base)))
             }
@@ -254,7 +269,7 @@ impl Budget {
 
     /// Whether a pause does not count against the deadline.
     pub(crate) fn is_free(&self, pause: Pause) -> bool {
-        self.patience == Patience::Batch && matches!(pause, Pause::Throttled { .. })
+        self.patience == Patience::Batch && matches!(pause, Pause::Throttled { limited: true, .. })
     }
 
     /// Whether there is time to wait for `delay`. Always before the first request.
@@ -275,6 +290,11 @@ mod tests {
 
     const LONGEST: Duration = Duration::from_secs(65);
 
+    fn conflict(before: u32) -> Pause {
+        let locked = true;
+        Pause::Conflict { before, locked }
+    }
+
     fn secs(n: u64) -> Duration {
         Duration::from_secs(n)
     }
@@ -294,8 +314,12 @@ mod tests {
         let now = ManualClock::new().now();
         let asked = |s| Pause::Throttled {
             retry_after: Some(secs(s)),
+            limited: true,
         };
-        let unasked = Pause::Throttled { retry_after: None };
+        let unasked = Pause::Throttled {
+            retry_after: None,
+            limited: true,
+        };
         // The shortest and the longest wait; none: it is not waited for.
         for (pause, wait) in [
             (
@@ -310,12 +334,9 @@ mod tests {
             (asked(180), Some((secs(180), millis(180_500)))),
             (asked(181), None),
             (asked(86_400), None),
-            (Pause::Conflict { before: 0 }, Some((millis(0), millis(20)))),
-            (
-                Pause::Conflict { before: 4 },
-                Some((millis(0), millis(320))),
-            ),
-            (Pause::Conflict { before: 60 }, Some((millis(0), secs(1)))),
+            (conflict(0), Some((millis(0), millis(20)))),
+            (conflict(4), Some((millis(0), millis(320)))),
+            (conflict(60), Some((millis(0), secs(1)))),
         ] {
             for seed in 0..50 {
                 let found = started(RetryPolicy::default(), seed, now).pause(pause, now);
@@ -335,14 +356,20 @@ mod tests {
         let now = ManualClock::new().now();
         let mut budget = started(RetryPolicy::default(), 1, now);
         let mut whole_seconds = || {
-            let pause = Pause::Throttled { retry_after: None };
+            let pause = Pause::Throttled {
+                retry_after: None,
+                limited: true,
+            };
             budget.pause(pause, now).map(|d| d.as_secs())
         };
         for seconds in [5, 10, 20, 40, 60, 60] {
             assert_eq!(whole_seconds(), Some(seconds));
         }
         budget.answered();
-        let pause = Pause::Throttled { retry_after: None };
+        let pause = Pause::Throttled {
+            retry_after: None,
+            limited: true,
+        };
         assert_eq!(budget.pause(pause, now).map(|d| d.as_secs()), Some(5));
     }
 
@@ -352,7 +379,7 @@ mod tests {
         let mut budget = started(RetryPolicy::default(), 1, now);
         budget.round_trip = millis(50);
         let longest = (0..200)
-            .filter_map(|_| budget.pause(Pause::Conflict { before: 0 }, now))
+            .filter_map(|_| budget.pause(conflict(0), now))
             .max();
         assert!(
             longest.is_some_and(|d| d > millis(90) && d <= millis(100)),
@@ -380,6 +407,7 @@ mod tests {
         let policy = RetryPolicy::default().with_deadline(secs(10));
         let pause = Pause::Throttled {
             retry_after: Some(secs(10)),
+            limited: true,
         };
         assert_eq!(
             started(policy, 1, clock.now()).pause(pause, clock.now()),
@@ -388,6 +416,13 @@ mod tests {
         let mut patient = started(policy, 1, clock.now());
         patient.patience = Patience::Batch;
         assert!(patient.is_free(pause) && patient.pause(pause, clock.now()).is_some());
+        // What is unavailable may be an outage, which a batch has rules of its own for.
+        let unavailable = Pause::Throttled {
+            retry_after: Some(secs(10)),
+            limited: false,
+        };
+        assert!(!patient.is_free(unavailable));
+        assert_eq!(patient.pause(unavailable, clock.now()), None);
         assert!(!patient.is_free(Pause::Backoff { attempts: 1 }));
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -9,6 +10,7 @@ use serde_json::Value;
 
 use crate::attributes::{Attributes, whole};
 use crate::error::{Error, Result, Rule, Violation};
+use crate::sync::discard;
 
 /// Which keys an update may set, and what their values may be.
 ///
@@ -370,7 +372,17 @@ impl Schema {
             }
         }
         for check in &self.checks {
-            found.extend(check(attributes));
+            match catch_unwind(AssertUnwindSafe(|| check(attributes))) {
+                Ok(violations) => found.extend(violations),
+                Err(payload) => {
+                    discard(payload);
+                    found.push(Violation::new(
+                        "attributes",
+                        Rule::Schema,
+                        "a check of the schema that panicked: correct it",
+                    ));
+                }
+            }
         }
         found
     }

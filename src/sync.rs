@@ -1,5 +1,6 @@
 //! Locks that survive a panic elsewhere, waits on them, and the flag that ends work early.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -51,6 +52,13 @@ thread_local! {
 #[cfg(test)]
 pub(crate) fn pass_instead_of_waiting(pass: Option<fn(Duration)>) {
     INSTEAD_OF_WAITING.set(pass);
+}
+
+/// Drops the payload of a panic, which is code of the caller's and may panic in turn.
+pub(crate) fn discard(payload: Box<dyn std::any::Any + Send>) {
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(second);
+    }
 }
 
 /// A waiting thread cannot be woken by a [`Cancel`], so it looks up this often.

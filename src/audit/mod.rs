@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::attributes::Attributes;
 use crate::error::ErrorKind;
 use crate::receipt::Status;
-use crate::sync::lock;
+use crate::sync::{discard, lock};
 use crate::target::TargetKind;
 
 pub use file::AuditFile;
@@ -378,13 +378,6 @@ fn caught(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         discard(payload);
         Err(io::Error::other("the audit sink panicked"))
     })
-}
-
-/// Drops the payload of a panic, which is code of the caller's and may panic in turn.
-pub(crate) fn discard(payload: Box<dyn std::any::Any + Send>) {
-    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        std::mem::forget(second);
-    }
 }
 
 #[cfg(test)]

@@ -284,7 +284,7 @@ impl Batch {
 
     /// Reports a pause that the platform asked for, once each.
     fn note_pause(&self, noted: &mut Option<std::time::Instant>, now: std::time::Instant) {
-        let until = self.client.paused_until();
+        let until = self.client.limited_until();
         if let Some(end) = until
             && until > *noted
         {

@@ -286,7 +286,7 @@ impl<'a, T> Shared<'a, T> {
     pub(super) fn no_time_left(&self, state: &mut State<T>) -> bool {
         let now = self.clock.now();
         let error = match &mut state.outage.parked {
-            Some(parked) if self.client.paused_until().is_some_and(|until| until > now) => {
+            Some(parked) if self.client.limited_until().is_some_and(|until| until > now) => {
                 // That is an answer: what asked goes on after the pause.
                 parked.paused = true;
                 return false;

@@ -552,7 +552,10 @@ impl Run<'_> {
             }
             let asked = error.retry_after();
             let pause = match asked {
-                Some(_) => Pause::Throttled { retry_after: asked },
+                Some(_) => Pause::Throttled {
+                    retry_after: asked,
+                    limited: true,
+                },
                 None => Pause::Backoff { attempts },
             };
             // Without a deadline there is always a wait.

@@ -86,6 +86,8 @@ pub(super) struct Call {
     pub(super) verify: bool,
     /// Waits for what the platform asks for do not count.
     pub(super) patient: bool,
+    /// Made from inside of an audit sink, which gets no record of it.
+    pub(super) in_sink: bool,
     /// Made from inside of another update of the same client, on its thread.
     pub(super) reentrant: bool,
     pub(super) wanted: Attributes,
@@ -561,6 +563,7 @@ impl Schedule {
             stolen: 0,
             early: 0,
             in_turn: false,
+            in_sink: crate::audit::is_recording(),
             intents: 0,
             intents_tried: 0,
             outcomes: Vec::new(),

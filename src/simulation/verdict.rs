@@ -41,12 +41,11 @@ pub(super) fn check_call(schedule: &Schedule, call: &Call, result: &Result<Recei
             check(call.events == 0, "an event for an Err");
             check(error.attempts() == call.attempts, "attempts in the error");
             check(error.requests() == call.requests, "requests in the error");
-            let refused_inside = call.reentrant && error.kind() == ErrorKind::InvalidInput;
             let expected = match call.intents_tried {
                 0 => Status::Refused,
                 _ => Status::Failed,
             };
-            let expected = (audited && !refused_inside).then_some(expected);
+            let expected = (audited && !call.in_sink).then_some(expected);
             check(outcome == expected, "the recorded outcome of an Err");
             let may = call.doubt || call.verify || call.panicked;
             check(may || !error.may_have_applied(), "a doubt without a cause");
@@ -54,7 +53,8 @@ pub(super) fn check_call(schedule: &Schedule, call: &Call, result: &Result<Recei
                 error.may_have_applied() || call.applied.is_empty(),
                 "not applied, it says, and it was",
             );
-            check(!call.reentrant || refused_inside, "a call from inside");
+            let refused = error.kind() == ErrorKind::InvalidInput;
+            check(!call.reentrant || refused, "a call from inside");
         }
     }
 }

@@ -7,7 +7,7 @@ use super::core::{Core, Order};
 use super::facts::Facts;
 use super::run::Run;
 use crate::audit;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::receipt::{Outcome, Receipt, Status};
 #[cfg(test)]
 use crate::simulation::mistake::{Mistake, planted};
@@ -83,8 +83,6 @@ impl Core {
             .acquire(id, self.clock.as_ref(), policy.deadline, cancel);
         let guard = match locked {
             Ok(guard) => guard,
-            // From inside of a sink: the record would come here again.
-            Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error),
             Err(error) => return Err(self.failed(&mut facts, error)),
         };
         let mut call = self.session.wire.begin(policy, order.patience, id, cancel);

@@ -108,7 +108,21 @@ impl<'a> Facts<'a> {
     }
 
     /// The record before a write.
-    pub(super) fn intent<'r>(&'r self, id: &'r str, timestamp: SystemTime) -> AuditRecord<'r> {
+    pub(super) fn intent<'r>(
+        &'r self,
+        id: &'r str,
+        call: &Call<'_>,
+        timestamp: SystemTime,
+    ) -> AuditRecord<'r> {
+        AuditRecord {
+            attempts: call.attempts,
+            requests: call.requests,
+            latency: call.latency(),
+            ..self.record(id, timestamp)
+        }
+    }
+
+    fn record<'r>(&'r self, id: &'r str, timestamp: SystemTime) -> AuditRecord<'r> {
         AuditRecord {
             id: Cow::Borrowed(id),
             phase: AuditPhase::Intent,
@@ -163,7 +177,7 @@ impl<'a> Facts<'a> {
             http_status: error.http_status(),
             may_have_applied: error.may_have_applied(),
             correlation_id: error.correlation_id().map(Cow::Borrowed),
-            ..self.intent(id, timestamp)
+            ..self.record(id, timestamp)
         }
     }
 

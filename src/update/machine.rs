@@ -1,19 +1,25 @@
 //! The rules of one update, as a state machine without I/O, clock or locks: it is fed with what
 //! happened, and answers what to do next. The driver in `run` sends, sleeps, audits and notifies.
 //!
-//! | result of a write | locked target | unlocked target |
-//! |---|---|---|
-//! | 2xx | `Applied`, whatever became of the body; not sent again | the same |
-//! | conflict, nothing in doubt | wait, read, evaluate, write: up to `max_conflicts` | wait, write again |
-//! | conflict, an earlier write in doubt | read; in place → `AlreadyApplied`, else as above; computed or `if_version` → `Conflict` | as above |
-//! | not sent | wait, write again | the same |
-//! | outcome unknown | in doubt; wait, write again under the same version | in doubt; wait, write again |
-//! | outcome unknown, no version yet | in doubt; wait, read before it is written again | – |
-//! | 429 | wait; not an attempt | the same |
-//! | any other answer | final | final |
+//! | result of a write | event | locked target | unlocked target |
+//! |---|---|---|---|
+//! | 2xx | `Written` | `Applied`, whatever became of the body; not sent again | the same |
+//! | conflict | `Conflict` | wait, read, evaluate, write: up to `max_conflicts` | wait, write again |
+//! | the same, an earlier write ambiguous | | wait, read; in place → `AlreadyApplied`, else as above; computed → `Conflict` | as above |
+//! | the same, `if_version` | | final, ambiguous or not | – |
+//! | not sent | `Transient` | wait, write again | the same |
+//! | no answer, 408, 500, 502, 503, 504 | `Transient { may }` | ambiguous; wait, write again under the same version | ambiguous; wait, write again |
+//! | the same, no version yet | | ambiguous; wait, read before it is written again | – |
+//! | 429 | `Throttled` | wait as asked, write again; not an attempt | the same |
+//! | 503 with `Retry-After` | `Throttled { may }` | the same, and ambiguous as above | the same |
+//! | 404, 409, 410 for what was remembered | `Stale` | – | forget it, read, write |
+//! | any other 4xx, 3xx | `Refused` | final | final |
+//! | any other 5xx but 501, 505 | `Refused { may }` | final, and ambiguous | the same |
 //!
-//! A computed value that is found in place proves nothing, since somebody else may have computed
-//! the same; only one that the caller calls unique does.
+//! A 401 is not seen here: the session sends the request again with a new token, once.
+//!
+//! Where a value is computed, or a version demanded, finding the value in place proves nothing:
+//! somebody else may have written the same. Only a value that the caller calls unique does.
 
 use crate::retry::Pause;
 #[cfg(test)]
@@ -90,17 +96,17 @@ pub(crate) enum Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
     Backoff { attempts: u32 },
-    Conflict { before: u32 },
+    Conflict { before: u32, locked: bool },
     Throttled,
 }
 
 impl Wait {
-    /// For the budget, with the time that the last answer asked for.
-    pub(crate) fn pause(self, retry_after: Option<std::time::Duration>) -> Pause {
+    /// For the budget, with the pause that the last throttled answer asked for.
+    pub(crate) fn pause(self, throttled: Pause) -> Pause {
         match self {
             Wait::Backoff { attempts } => Pause::Backoff { attempts },
-            Wait::Conflict { before } => Pause::Conflict { before },
-            Wait::Throttled => Pause::Throttled { retry_after },
+            Wait::Conflict { before, locked } => Pause::Conflict { before, locked },
+            Wait::Throttled => throttled,
         }
     }
 }
@@ -168,7 +174,6 @@ pub(crate) struct Machine {
     /// How often the write under way failed; reads in between do not change it.
     failed_writes: u32,
     conflicts: u32,
-    in_flight: bool,
 }
 
 impl Machine {
@@ -181,7 +186,6 @@ impl Machine {
             failed_reads: 0,
             failed_writes: 0,
             conflicts: 0,
-            in_flight: false,
         }
     }
 
@@ -190,19 +194,9 @@ impl Machine {
         self.ambiguity == Ambiguity::MayHaveApplied
     }
 
-    /// The write leaves: should the transport panic, its outcome is unknown.
-    pub(crate) fn sending(&mut self) {
-        self.in_flight = true;
-    }
-
-    /// The write is over.
-    pub(crate) fn answered(&mut self) {
-        self.in_flight = false;
-    }
-
-    /// Code of the caller's panicked.
-    pub(crate) fn panicked(&mut self) {
-        if self.in_flight {
+    /// Code of the caller's panicked. `writing`: while a write was in flight.
+    pub(crate) fn panicked(&mut self, writing: bool) {
+        if writing {
             self.ambiguity = Ambiguity::MayHaveApplied;
         }
         self.state = State::Ended;
@@ -292,14 +286,13 @@ impl Machine {
     }
 
     fn read_done(&mut self, why: Why, in_place: bool, versioned: bool) -> Step {
-        let proves = !self.rules.computed || self.rules.unique;
+        let proves = self.rules.unique || !self.rules.computed && !self.rules.if_version;
         #[cfg(test)]
         let proves = proves || planted(Mistake::ComputedValueInPlace);
         if self.may_have_applied() && in_place && proves {
             return self.end(End::AlreadyApplied);
         }
-        let settles_nothing =
-            self.may_have_applied() && (self.rules.computed || self.rules.if_version);
+        let settles_nothing = self.may_have_applied() && self.rules.computed;
         #[cfg(test)]
         let settles_nothing = settles_nothing && !planted(Mistake::ComputeAgainInDoubt);
         match why {
@@ -340,15 +333,15 @@ impl Machine {
         let before = self.conflicts;
         self.conflicts += 1;
         self.failed_writes = 0;
-        let doubt = self.may_have_applied();
+        let ambiguous = self.may_have_applied();
         let hopeless = match self.rules {
             Rules { locked: false, .. } => false,
             Rules {
                 if_version: true, ..
-            } => !doubt,
+            } => true,
             Rules {
                 computed, unique, ..
-            } => doubt && computed && !unique,
+            } => ambiguous && computed && !unique,
         };
         #[cfg(test)]
         let hopeless = hopeless
@@ -362,8 +355,9 @@ impl Machine {
             } else {
                 Next::Write
             };
-            self.wait(Wait::Conflict { before }, next)
-        } else if self.rules.locked && doubt {
+            let locked = self.rules.locked;
+            self.wait(Wait::Conflict { before, locked }, next)
+        } else if self.rules.locked && ambiguous {
             self.read(Why::Conflict { last: true })
         } else {
             self.fail(Cause::Last)

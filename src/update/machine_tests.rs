@@ -23,7 +23,7 @@ fn in_state(rules: Rules, state: State, ambiguity: Ambiguity) -> Machine {
 const FAILED: Step = Step::Done(End::Failed(Cause::Last));
 
 /// Every event, with what the table below calls it.
-const EVENTS: [(&str, Event); 18] = [
+const EVENTS: [(&str, Event); 21] = [
     ("begun known", Event::Begun { known: true }),
     ("begun unknown", Event::Begun { known: false }),
     (
@@ -47,7 +47,15 @@ const EVENTS: [(&str, Event); 18] = [
             versioned: true,
         },
     ),
+    (
+        "read in place, no version",
+        Event::ReadDone {
+            in_place: true,
+            versioned: false,
+        },
+    ),
     ("ready", Event::Ready { versioned: true }),
+    ("ready, no version", Event::Ready { versioned: false }),
     ("unchanged", Event::Unchanged),
     ("written", Event::Written),
     ("conflict", Event::Conflict),
@@ -55,6 +63,7 @@ const EVENTS: [(&str, Event); 18] = [
     ("not sent", Event::Transient { may: false }),
     ("lost", Event::Transient { may: true }),
     ("throttled", Event::Throttled { may: false }),
+    ("throttled, may", Event::Throttled { may: true }),
     ("refused", Event::Refused { may: false }),
     ("refused, may", Event::Refused { may: true }),
     ("waited", Event::Waited),
@@ -68,7 +77,7 @@ fn word(step: Step) -> String {
         Step::Evaluate => "evaluate".into(),
         Step::Write => "write".into(),
         Step::Wait(Wait::Backoff { attempts }) => format!("back off {attempts}"),
-        Step::Wait(Wait::Conflict { before }) => format!("wait conflict {before}"),
+        Step::Wait(Wait::Conflict { before, .. }) => format!("wait conflict {before}"),
         Step::Wait(Wait::Throttled) => "wait throttled".into(),
         FAILED => "fail".into(),
         Step::Done(End::Failed(Cause::Write)) => "fail with the write".into(),
@@ -104,6 +113,7 @@ fn machine_every_state_by_every_event() {
             ("not sent", "back off 1"),
             ("lost", "back off 1"),
             ("throttled", "wait throttled"),
+            ("throttled, may", "wait throttled"),
         ];
         Vec::from_iter(common.into_iter().chain(then.iter().copied()))
     };
@@ -114,6 +124,7 @@ fn machine_every_state_by_every_event() {
             ("not sent", "back off 1"),
             ("lost", "back off 1"),
             ("throttled", "wait throttled"),
+            ("throttled, may", "wait throttled"),
         ];
         all.push(("conflict", conflict));
         all
@@ -122,11 +133,13 @@ fn machine_every_state_by_every_event() {
         ("read", "evaluate"),
         ("read nothing", "evaluate"),
         ("read in place", "evaluate"),
+        ("read in place, no version", "evaluate"),
     ];
     let settle = &[
         ("read", "evaluate"),
         ("read nothing", "evaluate"),
         ("read in place", "AlreadyApplied"),
+        ("read in place, no version", "AlreadyApplied"),
     ];
     type Row = (&'static str, Machine, Vec<(&'static str, &'static str)>);
     let rows: Vec<Row> = vec![
@@ -157,15 +170,7 @@ fn machine_every_state_by_every_event() {
                 ("read", "fail with the write"),
                 ("read nothing", "fail with the write"),
                 ("read in place", "AlreadyApplied"),
-            ]),
-        ),
-        (
-            "reading after a conflict, in doubt, with a version demanded",
-            in_state(demanded, State::Reading(conflict), doubt),
-            reading(&[
-                ("read", "fail with the write"),
-                ("read nothing", "fail with the write"),
-                ("read in place", "AlreadyApplied"),
+                ("read in place, no version", "AlreadyApplied"),
             ]),
         ),
         (
@@ -175,6 +180,7 @@ fn machine_every_state_by_every_event() {
                 ("read", "fail with the write"),
                 ("read nothing", "fail with the write"),
                 ("read in place", "fail with the write"),
+                ("read in place, no version", "fail with the write"),
             ]),
         ),
         (
@@ -184,6 +190,7 @@ fn machine_every_state_by_every_event() {
                 ("read", "fail with the write"),
                 ("read nothing", "fail with the write"),
                 ("read in place", "AlreadyApplied"),
+                ("read in place, no version", "AlreadyApplied"),
             ]),
         ),
         (
@@ -207,6 +214,7 @@ fn machine_every_state_by_every_event() {
                     ("read", "fail with a conflict"),
                     ("read nothing", "write"),
                     ("read in place", "fail with a conflict"),
+                    ("read in place, no version", "write"),
                 ]);
                 row.extend([
                     ("refused", "fail with the write"),
@@ -219,7 +227,11 @@ fn machine_every_state_by_every_event() {
         (
             "evaluating",
             in_state(PLAIN, State::Evaluating(Why::Base), sure),
-            vec![("ready", "write"), ("unchanged", "Unchanged")],
+            vec![
+                ("ready", "write"),
+                ("ready, no version", "write"),
+                ("unchanged", "Unchanged"),
+            ],
         ),
         (
             "writing",
@@ -239,7 +251,7 @@ fn machine_every_state_by_every_event() {
         (
             "writing with a version demanded, in doubt",
             in_state(demanded, State::Writing, doubt),
-            writing("wait conflict 0"),
+            writing("fail"),
         ),
         (
             "writing what was computed",
@@ -292,7 +304,13 @@ fn machine_every_state_by_every_event() {
             "waiting after a conflict",
             in_state(
                 PLAIN,
-                State::Waiting(Wait::Conflict { before: 0 }, Next::Read(conflict)),
+                State::Waiting(
+                    Wait::Conflict {
+                        before: 0,
+                        locked: true,
+                    },
+                    Next::Read(conflict),
+                ),
                 sure,
             ),
             vec![("waited", "read")],
@@ -301,7 +319,13 @@ fn machine_every_state_by_every_event() {
             "waiting after a conflict, in doubt",
             in_state(
                 PLAIN,
-                State::Waiting(Wait::Conflict { before: 0 }, Next::Read(conflict)),
+                State::Waiting(
+                    Wait::Conflict {
+                        before: 0,
+                        locked: true,
+                    },
+                    Next::Read(conflict),
+                ),
                 doubt,
             ),
             vec![("waited", "read"), ("out of time", "read")],
@@ -335,7 +359,7 @@ fn machine_write_without_a_version_is_looked_up_before_it_is_sent_again() {
             "evaluate",
         ),
         (Event::Ready { versioned: false }, "write"),
-        // The looks in between do not make it another request.
+        // The reads in between do not make it another request.
         (Event::Transient { may: true }, "fail"),
     ];
     for (event, step) in steps {
@@ -357,8 +381,13 @@ enum Fate {
     LostUnseen,
     /// It does not, and that is known: refused, connect timeout.
     NotSent,
-    /// 429, or 503 with `Retry-After`.
+    /// 429.
     Throttled,
+    /// A 503 with `Retry-After`: it takes effect, or it does not, and that is not known.
+    DoneThrottled,
+    LostThrottled,
+    /// What was remembered of the target is gone: 404, 409, 410.
+    Stale,
     /// 400, 401 after a renewed token, 403, 404, 413.
     Refused,
     /// A 5xx that is not worth another try, and leaves it open.
@@ -367,13 +396,16 @@ enum Fate {
     Cancelled,
 }
 
-const FATES: [Fate; 10] = [
+const FATES: [Fate; 13] = [
     Fate::Done,
     Fate::DoneUnseen,
     Fate::Delayed,
     Fate::LostUnseen,
     Fate::NotSent,
     Fate::Throttled,
+    Fate::DoneThrottled,
+    Fate::LostThrottled,
+    Fate::Stale,
     Fate::Refused,
     Fate::RefusedUnseen,
     Fate::OutOfTime,
@@ -411,6 +443,8 @@ struct Play {
     starts_versioned: bool,
     read_version: Option<u32>,
     read_value: Value,
+    /// What the write needs was remembered, and may be gone.
+    remembered: bool,
     waits: u32,
     left: u32,
 }
@@ -450,6 +484,12 @@ impl Play {
                 let versioned = self.read_version.is_some();
                 let step = next.machine.next(Event::Ready { versioned });
                 next.explore(step, tally);
+                // What may be in place already is compared when it is read.
+                if !self.machine.may_have_applied() {
+                    let mut unchanged = self.clone();
+                    let step = unchanged.machine.next(Event::Unchanged);
+                    unchanged.explore(step, tally);
+                }
             }
             Step::Wait(_) => {
                 // Others write during waits, and what was held up lands.
@@ -505,10 +545,15 @@ impl Play {
                         Fate::DoneUnseen => Event::Transient { may: true },
                         Fate::NotSent => Event::Transient { may: false },
                         Fate::Throttled => Event::Throttled { may: false },
+                        Fate::DoneThrottled => Event::Throttled { may: true },
                         Fate::Refused => Event::Refused { may: false },
                         Fate::OutOfTime => Event::OutOfTime,
                         Fate::Cancelled => Event::Cancelled,
-                        Fate::Delayed | Fate::LostUnseen | Fate::RefusedUnseen => continue,
+                        Fate::Delayed
+                        | Fate::LostUnseen
+                        | Fate::LostThrottled
+                        | Fate::Stale
+                        | Fate::RefusedUnseen => continue,
                     };
                     let step = next.machine.next(event);
                     next.explore(step, tally);
@@ -520,12 +565,16 @@ impl Play {
                     next.left -= 1;
                     let version = next.read_version;
                     let event = match fate {
-                        Fate::Done | Fate::DoneUnseen | Fate::RefusedUnseen => {
+                        Fate::Done
+                        | Fate::DoneUnseen
+                        | Fate::DoneThrottled
+                        | Fate::RefusedUnseen => {
                             let applied = next.apply(version, Value::Wanted);
                             match (applied, fate) {
                                 (true, Fate::Done) => Event::Written,
                                 (false, Fate::Done) => Event::Conflict,
                                 (_, Fate::RefusedUnseen) => Event::Refused { may: true },
+                                (_, Fate::DoneThrottled) => Event::Throttled { may: true },
                                 _ => Event::Transient { may: true },
                             }
                         }
@@ -535,6 +584,13 @@ impl Play {
                         }
                         Fate::Delayed => continue,
                         Fate::LostUnseen => Event::Transient { may: true },
+                        Fate::LostThrottled => Event::Throttled { may: true },
+                        // Only what was remembered can be, and only once.
+                        Fate::Stale if !next.remembered => continue,
+                        Fate::Stale => {
+                            next.remembered = false;
+                            Event::Stale
+                        }
                         Fate::NotSent => Event::Transient { may: false },
                         Fate::Throttled => Event::Throttled { may: false },
                         Fate::Refused => Event::Refused { may: false },
@@ -563,8 +619,9 @@ impl Play {
                 // In place when it was read, and not by chance where that would lie.
                 assert_eq!(self.read_value, Value::Wanted, "{self:?}");
                 assert!(!self.rules.computed || self.rules.unique, "{self:?}");
+                assert!(!self.rules.if_version, "{self:?}");
             }
-            End::Unchanged => unreachable!(),
+            End::Unchanged => assert_eq!(applied, 0, "{self:?}"),
             End::Failed(_) => {
                 assert!(
                     applied == 0 || self.machine.may_have_applied(),
@@ -614,6 +671,7 @@ fn machine_every_sequence_of_events_keeps_its_promises() {
                             starts_versioned,
                             read_version: starts_versioned.then_some(0),
                             read_value: Value::Nothing,
+                            remembered: !locked,
                             waits: 0,
                             left: 5,
                         };

@@ -19,6 +19,7 @@ use crate::exchange::{Call, Class, Purpose, Stop};
 use crate::http::{Request, Response};
 use crate::receipt::Outcome;
 use crate::retry::Pause;
+use crate::sync::discard;
 use crate::target::{Change, TargetState};
 
 /// One update in flight.
@@ -38,8 +39,10 @@ pub(super) struct Run<'a> {
     untrusted: bool,
     /// A read of this update succeeded.
     was_read: bool,
-    /// The wait that the last throttled answer asked for.
-    retry_after: Option<Duration>,
+    /// The pause that the last throttled answer asked for.
+    throttled: Pause,
+    /// How many writes had been sent when the one in flight was begun.
+    sent_before: Option<u32>,
     /// The answer to the write that was confirmed.
     answer: Option<Response>,
     last_error: Option<Error>,
@@ -75,7 +78,11 @@ impl<'a> Run<'a> {
             from_cache: false,
             untrusted: false,
             was_read: false,
-            retry_after: None,
+            throttled: Pause::Throttled {
+                retry_after: None,
+                limited: true,
+            },
+            sent_before: None,
             answer: None,
             last_error: None,
             write_error: None,
@@ -86,6 +93,7 @@ impl<'a> Run<'a> {
     pub(super) fn into_parts(self) -> (Call<'a>, Facts<'a>, Option<Response>) {
         (self.call, self.facts, self.answer)
     }
+
     /// Does what the machine says until the update has ended: with the outcome and the version
     /// then, or the error to report.
     pub(super) fn until_done(&mut self) -> Result<(Outcome, Option<String>)> {
@@ -103,8 +111,9 @@ impl<'a> Run<'a> {
             End::Failed(cause) => Err(self.error(cause)),
         }));
         let ended = ended.unwrap_or_else(|payload| {
-            audit::discard(payload);
-            self.machine.panicked();
+            discard(payload);
+            let writing = self.sent_before.is_some_and(|n| n < self.call.attempts);
+            self.machine.panicked(writing);
             Err(Error::new(
                 ErrorKind::Internal,
                 "a transport, clock or closure panicked during the update: correct it",
@@ -126,7 +135,7 @@ impl<'a> Run<'a> {
                 Step::Read => self.read(),
                 Step::Evaluate => self.evaluate_read(),
                 Step::Write => self.write(),
-                Step::Wait(wait) => self.wait(wait.pause(self.retry_after)),
+                Step::Wait(wait) => self.wait(wait.pause(self.throttled)),
                 Step::Done(end) => return end,
             };
         }
@@ -194,6 +203,8 @@ impl<'a> Run<'a> {
         self.write_request = None;
         self.from_cache = false;
         self.was_read = true;
+        // What this read failed with before is settled; what a write met is not.
+        self.last_error.clone_from(&self.write_error);
         Event::ReadDone {
             in_place: self.machine.may_have_applied() && self.facts.in_place(),
             versioned: self.facts.state.version.is_some(),
@@ -304,12 +315,12 @@ impl<'a> Run<'a> {
                 return Event::Refused { may: false };
             }
         };
-        self.machine.sending();
+        self.sent_before = Some(self.call.attempts);
         let sent = self
             .core
             .session
             .exchange(&mut self.call, &mut request, Purpose::Write);
-        self.machine.answered();
+        self.sent_before = None;
         let reply = match sent {
             Ok(reply) => reply,
             Err(stop) => return self.stopped(stop),
@@ -345,6 +356,8 @@ impl<'a> Run<'a> {
         if self.from_cache && gone {
             self.core.forget(target);
             self.from_cache = false;
+            // What is read now may be written elsewhere.
+            self.facts.intended = false;
             return Event::Stale;
         }
         if conflict {
@@ -382,7 +395,8 @@ impl<'a> Run<'a> {
         {
             facts.intended = true;
             let id = core.audit_id(facts);
-            if let Err(e) = audit::record(audit.sink.as_ref(), &facts.intent(&id, now)) {
+            let intent = facts.intent(&id, &self.call, now);
+            if let Err(e) = audit::record(audit.sink.as_ref(), &intent) {
                 core.counters.audit_failures.increment();
                 if audit.mode == AuditMode::Strict {
                     return Err(Error::new(
@@ -429,7 +443,10 @@ impl<'a> Run<'a> {
             Class::Settled { may } => Event::Refused { may },
             Class::Transient { may } => Event::Transient { may },
             Class::Throttled { retry_after, may } => {
-                self.retry_after = retry_after;
+                self.throttled = Pause::Throttled {
+                    retry_after,
+                    limited: !may,
+                };
                 Event::Throttled { may }
             }
         }
