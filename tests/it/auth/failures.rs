@@ -171,11 +171,18 @@ fn login_transient_failure_is_retried() {
 }
 
 #[test]
-fn login_answered_by_something_else_is_transient_and_sent_once() {
+fn login_answered_by_something_else_is_transient_and_tried_again() {
     for status in [301, 302, 304, 307, 404, 405, 410, 501, 505] {
+        // For a moment: the update waits for it.
+        let fake = Fake::named(status.to_string());
+        fake.status("POST", status).token().status("PATCH", 202);
+        let client = fake.builder().retry(without_jitter()).build().unwrap();
+        client.update(&update("c-1")).unwrap();
+        assert_eq!(fake.sent("POST").len(), 2);
+
         let fake = Fake::named(status.to_string());
         fake.status("POST", status);
-        let client = fake.client();
+        let client = fake.builder().retry(once()).build().unwrap();
         let error = client.update(&update("c-1")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Server);
         assert_eq!(error.http_status(), Some(status));
@@ -211,7 +218,7 @@ fn login_answer_without_token_is_not_used() {
     ] {
         let fake = Fake::named(body);
         fake.answer("POST", Response::new(200).with_body(body));
-        let client = fake.client();
+        let client = fake.builder().retry(once()).build().unwrap();
         let error = client.update(&update("c-1")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Server, "{body}");
         assert_eq!(error.http_status(), Some(200));

@@ -80,6 +80,7 @@ fn hold_off_cancelled_ends_at_once() {
     let alarm = cancel.clone();
     let client = fake
         .builder()
+        .retry(once())
         .clock(AlarmClock::new(fake.clock.clone(), move || alarm.cancel()))
         .build()
         .unwrap();

@@ -26,20 +26,6 @@ fn locked_target_ambiguous_write_in_place_is_already_applied() {
             "PATCH ~/customattributes",
             400,
         ),
-        (
-            with_record(),
-            record().set("k", 1).if_version("7"),
-            "GET ~/customattributes/r-1 200",
-            "PATCH ~/customattributes",
-            409,
-        ),
-        (
-            with_secure(),
-            Update::secure("c-1").set("k", "v").if_version("7"),
-            "GET ~/secureattributes 200",
-            "PUT ~/secureattributes",
-            409,
-        ),
     ] {
         sandbox.world(|world| world.custom_conflict_as_400 = conflict == 400);
         script(&sandbox, [applied_then_503()]);
@@ -70,6 +56,36 @@ fn locked_target_ambiguous_write_in_place_is_already_applied() {
         assert_eq!(event.previous_version, text(version(&before)));
         assert!(events.try_recv().is_none());
         assert_eq!(client.metrics().already_applied, 1);
+    }
+}
+
+/// Somebody else may have written the same on top of the version that was demanded.
+#[test]
+fn locked_target_ambiguous_write_under_if_version_ends_as_conflict_with_may() {
+    for (sandbox, update, read, write) in [
+        (
+            with_record(),
+            record().set("k", 1).if_version("7"),
+            "GET ~/customattributes/r-1 200",
+            "PATCH ~/customattributes",
+        ),
+        (
+            with_secure(),
+            Update::secure("c-1").set("k", "v").if_version("7"),
+            "GET ~/secureattributes 200",
+            "PUT ~/secureattributes",
+        ),
+    ] {
+        script(&sandbox, [applied_then_503()]);
+        let client = client(&sandbox);
+        let events = client.subscribe(2);
+        let error = client.update(&update).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+        assert!(error.may_have_applied() && !error.is_transient());
+        assert_eq!((error.attempts(), error.requests()), (2, 3));
+        let write = |status| format!("{write} {status}");
+        assert_seen(&sandbox, [read, &write(503), &write(409)]);
+        assert!(events.try_recv().is_none(), "an event for an error");
     }
 }
 

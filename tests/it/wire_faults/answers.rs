@@ -188,6 +188,7 @@ fn redirect_is_not_followed_and_gets_no_credentials() {
         )
         .base_url(wire.url())
         .no_proxy()
+        .retry(RetryPolicy::default().with_max_attempts(1))
         .build()
         .unwrap();
         let error = client.update(&update()).unwrap_err();
