@@ -174,7 +174,7 @@ impl Serialize for UpdateEvent<'_> {
 }
 
 /// Reads what serializing wrote. What that leaves out is as if it had not happened: the answer's
-/// body, `conversation_ended`, `audit_failed` and `hook_panics`.
+/// body, `conversation_ended`, `verified`, `audit_failed` and `hook_panics`.
 impl<'de> Deserialize<'de> for UpdateEvent<'static> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(serde::Deserialize)]
@@ -212,7 +212,7 @@ impl<'de> Deserialize<'de> for UpdateEvent<'static> {
                 latency: audit.latency,
                 correlation_id: owned(audit.correlation_id),
                 timestamp: audit.timestamp,
-                conversation_ended: false,
+                conversation_ended: None,
                 verified: false,
                 audit_failed: false,
                 hook_panics: 0,

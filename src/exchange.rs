@@ -186,7 +186,15 @@ impl Wire {
         let ended = self.clock.now();
         call.ended = Some(ended);
         call.budget.round_trip = ended.saturating_duration_since(now);
-        let class = self.classify(request, purpose, &result);
+        let mut class = self.classify(request, purpose, &result);
+        let timed_out = |failure: &TransportError| failure.error.kind() == ErrorKind::Timeout;
+        if call.budget.patience == Patience::Batch
+            && purpose != Purpose::Write
+            && result.as_ref().is_err_and(timed_out)
+        {
+            // The batch finds out with one line whether anybody answers, rather than with each.
+            class = Class::Settled { may: false };
+        }
         if !matches!(class, Class::Throttled { .. }) {
             call.budget.answered();
         }

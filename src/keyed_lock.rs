@@ -312,4 +312,29 @@ mod tests {
         drop(held);
         assert_eq!(kind("b"), None);
     }
+
+    #[test]
+    fn keyed_lock_clock_that_panics_leaves_the_queue() {
+        #[derive(Debug)]
+        struct Broken;
+        impl Clock for Broken {
+            fn now(&self) -> Instant {
+                panic!("on purpose")
+            }
+            fn wall(&self) -> std::time::SystemTime {
+                std::time::UNIX_EPOCH
+            }
+            fn sleep(&self, _: Duration) {}
+        }
+        let locks = KeyedLock::default();
+        let held = locks.acquire("c", &SystemClock, LONG, None).unwrap();
+        let broken = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| drop(locks.acquire("c", &Broken, LONG, None)));
+            waiting.join()
+        });
+        assert!(broken.is_err());
+        assert!(lock(locks.shard("c"))[0].waiters.is_empty());
+        drop(held);
+        drop(locks.acquire("c", &SystemClock, LONG, None).unwrap());
+    }
 }

@@ -171,9 +171,10 @@ pub struct Receipt {
     /// When it was done. In records: RFC 3339, UTC, milliseconds.
     #[serde(with = "crate::date::text")]
     pub timestamp: SystemTime,
-    /// The conversation has ended, as far as a read of this update showed: the platform's
-    /// analytics does not keep what is written now.
-    pub conversation_ended: bool,
+    /// Whether the conversation has ended, when the platform's analytics does not keep what is
+    /// written any more; `None` where no read of this update showed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conversation_ended: Option<bool>,
     /// The values were read back after the write; see [`Update::verify`](crate::Update::verify).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub verified: bool,

@@ -506,4 +506,14 @@ mod tests {
         assert!(!error.to_string().contains("SECRET"), "{error}");
         assert!(error.to_string().contains("b without c"), "{error}");
     }
+
+    #[test]
+    fn schema_check_that_panics_is_a_violation() {
+        let schema = Schema::new().check(|_| panic!("on purpose"));
+        let error = schema
+            .validate(&crate::Update::secure("c-1").set("k", "v"))
+            .unwrap_err();
+        assert_eq!(error.violations().len(), 1);
+        assert!(error.to_string().contains("panicked"), "{error}");
+    }
 }

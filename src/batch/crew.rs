@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::MutexGuard;
 use std::sync::mpsc::SyncSender;
 use std::thread::Scope;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::warn;
 
@@ -263,11 +263,12 @@ impl<'scope, T: Send> Crew<'scope, '_, T> {
     /// Runs a line, perhaps as a probe in an outage.
     fn run(&self, mut job: Job<T>, outage: Option<u64>) {
         let shared = self.shared;
+        let begun = shared.clock.now();
         let result = shared.client.update_in_batch(&job.update, shared.cancel);
         let result = job.with_past(result);
         let sign = Sign::of(&result, || shared.client.has_logged_in());
         match (sign, result) {
-            (Sign::Missed { login }, Err(error)) => self.hold(job, error, login),
+            (Sign::Missed { login }, Err(error)) => self.hold(job, error, login, begun),
             (Sign::WrongLogin, Err(error)) => {
                 let mut state = lock(&shared.state);
                 state.abandoned = true;
@@ -293,20 +294,20 @@ impl<'scope, T: Send> Crew<'scope, '_, T> {
             (sign, result) => {
                 let target = job.update.target();
                 let at = shared.clock.wall();
-                let begun = job.begun;
+                let number = job.begun;
                 let mut outcome = BatchOutcome::of(job.line, target, result, at);
                 outcome.conversation_ended |= job.ended && outcome.error.is_none();
                 job.missed = None;
                 self.end(job, outcome);
                 if sign == Sign::Answered {
-                    self.answered(Some(begun), outage);
+                    self.answered(Some(number), outage);
                 }
             }
         }
     }
 
     /// A line missed its answer: what comes next decides about it.
-    fn hold(&self, mut job: Job<T>, error: Error, login: bool) {
+    fn hold(&self, mut job: Job<T>, error: Error, login: bool, at: Instant) {
         let shared = self.shared;
         let mut state = lock(&shared.state);
         job.missed = Some(error.clone());
@@ -321,7 +322,7 @@ impl<'scope, T: Send> Crew<'scope, '_, T> {
             state.again(job);
             return;
         }
-        let began = state.outage.missed(&error, login, shared.clock.now());
+        let began = state.outage.missed(&error, login, at);
         let begun = state.runs;
         state.held.push_back((begun, job));
         if began {

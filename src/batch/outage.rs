@@ -123,6 +123,8 @@ impl Sign {
             ErrorKind::Connect if login && !error.is_transient() && !logged_in() => {
                 Sign::WrongLogin
             }
+            // The write was answered, and its values did not come in time.
+            ErrorKind::Timeout if error.http_status().is_some_and(|s| s < 400) => Sign::Answered,
             ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Transport => {
                 Sign::Missed { login }
             }
@@ -185,7 +187,7 @@ fn ceiling(tries: u32) -> Duration {
 /// What is known about the platform.
 #[derive(Debug, Default)]
 pub(super) struct Outage {
-    /// Lines without an answer since the last answer to anybody, and when the first of them ended.
+    /// Lines without an answer since the last answer to anybody, and when the first of them began.
     unanswered: Option<(u32, Instant)>,
     number: u64,
     /// How often something that is no line's was asked for since the last answer to a line.
@@ -194,9 +196,9 @@ pub(super) struct Outage {
 }
 
 impl Outage {
-    /// A line ended without an answer. Says whether that makes it an outage.
-    pub(super) fn missed(&mut self, error: &Error, login: bool, now: Instant) -> bool {
-        let (count, since) = self.unanswered.unwrap_or((0, now));
+    /// A line that began at `begun` ended without an answer. Says whether that makes it an outage.
+    pub(super) fn missed(&mut self, error: &Error, login: bool, begun: Instant) -> bool {
+        let (count, since) = self.unanswered.unwrap_or((0, begun));
         self.unanswered = Some((count.saturating_add(1), since));
         match &mut self.parked {
             Some(parked) => {
@@ -204,19 +206,19 @@ impl Outage {
                 false
             }
             None if login || count + 1 >= MAX_UNANSWERED => {
-                self.park(error, now);
+                self.park(error, begun);
                 true
             }
             None => false,
         }
     }
 
-    /// It is an outage.
-    pub(super) fn park(&mut self, error: &Error, now: Instant) {
+    /// It is an outage, since the first line without an answer began, or else since `begun`.
+    pub(super) fn park(&mut self, error: &Error, begun: Instant) {
         self.number += 1;
         self.parked = Some(Parked {
             number: self.number,
-            since: self.unanswered.map_or(now, |(_, since)| since),
+            since: self.unanswered.map_or(begun, |(_, since)| since),
             error: error.clone(),
             probes: 0,
             probing: false,
@@ -291,6 +293,16 @@ mod tests {
             ),
             (
                 asked(ErrorKind::Protocol).with_http_status(302),
+                Sign::Answered,
+                Sign::Answered,
+            ),
+            (
+                asked(ErrorKind::Timeout).with_http_status(408),
+                missed,
+                missed,
+            ),
+            (
+                asked(ErrorKind::Timeout).with_http_status(202),
                 Sign::Answered,
                 Sign::Answered,
             ),

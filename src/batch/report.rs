@@ -131,7 +131,7 @@ impl BatchOutcome {
                 target: Some(receipt.target),
                 resource_id: receipt.resource_id,
                 timestamp,
-                conversation_ended: receipt.conversation_ended,
+                conversation_ended: receipt.conversation_ended == Some(true),
                 verified: receipt.verified,
             },
             Err(error) => BatchOutcome {

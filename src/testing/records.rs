@@ -38,7 +38,7 @@ pub fn receipt(update: &Update) -> Receipt {
         latency: Duration::from_millis(40),
         correlation_id: None,
         timestamp: SystemTime::UNIX_EPOCH,
-        conversation_ended: false,
+        conversation_ended: None,
         verified: false,
         audit_failed: false,
         hook_panics: 0,

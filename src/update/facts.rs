@@ -23,7 +23,8 @@ pub(super) struct Facts<'a> {
     pub(super) state: TargetState,
     /// The version that the last write was based on, also when a read came after it.
     pub(super) last_write_base: Option<String>,
-    pub(super) conversation_ended: bool,
+    /// Whether a read showed that the conversation has ended; `None` where none could tell.
+    pub(super) conversation_ended: Option<bool>,
     /// Joins the audit records; made when the first one is.
     pub(super) audit_id: Option<String>,
     /// What is wanted now has its intent.
@@ -45,7 +46,7 @@ impl<'a> Facts<'a> {
             removed: Cow::Borrowed(removed),
             state: TargetState::default(),
             last_write_base: None,
-            conversation_ended: false,
+            conversation_ended: None,
             audit_id: None,
             intended: false,
             audit_failed: false,
@@ -56,6 +57,13 @@ impl<'a> Facts<'a> {
     /// Whether everything that is wanted is there.
     pub(super) fn in_place(&self) -> bool {
         self.state.holds(&self.wanted, &self.removed) == Some(true)
+    }
+
+    /// Takes over what the last read showed about the end of the conversation.
+    pub(super) fn note_end(&mut self) {
+        if self.target.shows_end() {
+            self.conversation_ended = Some(self.state.ended.is_some());
+        }
     }
 
     /// The receipt of an update that did not fail. `answer` is that of the write, if one was

@@ -104,7 +104,7 @@ impl<'a> Run<'a> {
             End::AlreadyApplied => {
                 let version = self.facts.state.version.clone();
                 self.remember(version.clone());
-                self.facts.conversation_ended |= self.facts.state.ended.is_some();
+                self.facts.note_end();
                 Ok((Outcome::AlreadyApplied, version))
             }
             End::Unchanged => Ok((Outcome::Unchanged, self.facts.state.version.clone())),
@@ -269,6 +269,8 @@ impl<'a> Run<'a> {
     }
 
     fn check_ended(&mut self) -> Result<()> {
+        let known = self.facts.conversation_ended;
+        self.facts.note_end();
         let Some(how) = &self.facts.state.ended else {
             return Ok(());
         };
@@ -276,13 +278,12 @@ impl<'a> Run<'a> {
             let refused = Violation::new("conversationId", Rule::Ended, how.clone());
             return Err(Error::violated(vec![refused]));
         }
-        if self.core.ended == EndedPolicy::Warn && !self.facts.conversation_ended {
+        if self.core.ended == EndedPolicy::Warn && known != Some(true) {
             warn!(
                 "conversation {} is {how}: analytics does not keep attributes written now",
                 self.facts.target.conversation_id()
             );
         }
-        self.facts.conversation_ended = true;
         Ok(())
     }
 
@@ -523,14 +524,18 @@ impl<'a> Run<'a> {
             crate::clock::sleep_unless(clock, delay, self.call.cancel)?;
             delay = (delay * 2).min(Duration::from_secs(3));
         }
-        Err(Error::new(
+        let error = Error::new(
             ErrorKind::Timeout,
             format!(
                 "{}: the write was confirmed, but its values are not in place yet, or somebody \
                  else changed them: read the target later",
                 target.description()
             ),
-        ))
+        );
+        Err(match &self.answer {
+            Some(answer) => error.with_http_status(answer.status()),
+            None => error,
+        })
     }
 
     fn error(&mut self, cause: Cause) -> Error {

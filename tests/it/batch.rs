@@ -1530,3 +1530,111 @@ fn batch_outage_that_ends_with_a_429_goes_on_after_the_pause() {
     assert!(report.is_complete(), "{report:?}");
     assert_eq!(platform.story(), OUTAGE);
 }
+
+/// A maintenance page that says when to come again.
+#[test]
+fn batch_503_with_retry_after_is_an_outage_and_bounded() {
+    let platform = Platform::new();
+    let client = platform.client(|_, request| {
+        let login = request.url().ends_with("/oauth/token");
+        (!login).then(|| Ok(Response::new(503).with_header("Retry-After", "5")))
+    });
+    let batch = platform.batch(&client).max_outage(Duration::from_secs(900));
+    let (report, outcomes) = collected(batch, lines(20));
+    assert_eq!(report.stopped, Some(StopReason::Outage));
+    assert_eq!(
+        report.error.as_ref().map(Error::kind),
+        Some(ErrorKind::Server)
+    );
+    assert_eq!(outcomes, BTreeMap::new());
+    let story = platform.story();
+    assert!(
+        story
+            .iter()
+            .any(|line| line.starts_with("the platform cannot")),
+        "{story:?}"
+    );
+    assert!(
+        !story
+            .iter()
+            .any(|line| line.starts_with("the platform asked")),
+        "{story:?}"
+    );
+}
+
+/// The login's pauses add up to more than the deadline of a line.
+#[test]
+fn batch_login_throttled_for_longer_than_a_deadline_is_waited_out() {
+    for workers in [1, 4] {
+        let platform = Platform::new();
+        let logins = AtomicUsize::new(0);
+        let client = platform.client(move |_, request| {
+            if !request.url().ends_with("/oauth/token") {
+                return None;
+            }
+            let number = logins.fetch_add(1, Ordering::SeqCst);
+            (number < 8).then(|| Ok(Response::new(429)))
+        });
+        let batch = platform.batch(&client).workers(workers);
+        let (report, outcomes) = collected(batch, lines(20));
+        assert_eq!((report.applied, report.stopped), (20, None), "{outcomes:?}");
+        let story = platform.story();
+        assert!(
+            !story
+                .iter()
+                .any(|line| line.starts_with("the platform cannot")),
+            "{story:?}"
+        );
+        assert!(platform.seconds() >= 300, "{}", platform.seconds());
+    }
+}
+
+/// Values that are confirmed and do not show are one line's matter, and are not written again.
+#[test]
+fn batch_values_that_lag_behind_fail_their_line_and_are_no_outage() {
+    let platform = Platform::new();
+    let client = platform.client(|_, request| {
+        let body = r#"{"participants":[{"id":"p-1","purpose":"customer","attributes":{}}]}"#;
+        match request.method() {
+            Method::Get => Some(Ok(Response::new(200).with_body(body))),
+            Method::Patch => Some(Ok(Response::new(202))),
+            _ => None,
+        }
+    });
+    let updates: Vec<Update> = (0..12)
+        .map(|n| {
+            Update::participant(format!("c-{n}"), "p-1")
+                .set("k", "v")
+                .verify()
+        })
+        .collect();
+    let (report, outcomes) = collected(platform.batch(&client).workers(4), updates);
+    assert_eq!((report.failed, report.stopped), (12, None), "{outcomes:?}");
+    assert_eq!(platform.story(), [""; 0]);
+    for outcome in outcomes.values() {
+        let error = outcome.error.as_ref().unwrap();
+        assert_eq!((outcome.attempts, error.kind()), (1, ErrorKind::Timeout));
+        assert_eq!(error.http_status(), Some(202));
+        assert!(error.may_have_applied());
+    }
+}
+
+/// A platform that takes connections and never answers is noticed after one limit, not after those
+/// of all attempts, and the time before that counts.
+#[test]
+fn batch_platform_that_never_answers_is_an_outage_after_one_limit() {
+    let platform = Platform::new();
+    let hanging = platform.clock.clone();
+    let client = platform.client(move |_, request| {
+        (request.method() == Method::Get).then(|| {
+            hanging.advance(Duration::from_secs(20));
+            let late = Error::new(ErrorKind::Timeout, "no answer in time");
+            Err(TransportError::new(late, Sent::Maybe))
+        })
+    });
+    let batch = platform.batch(&client).max_outage(Duration::from_secs(90));
+    let (report, outcomes) = collected(batch, lines(10));
+    assert_eq!(report.stopped, Some(StopReason::Outage));
+    assert_eq!(outcomes, BTreeMap::new());
+    assert!((90..=130).contains(&report.elapsed.as_secs()), "{report:?}");
+}

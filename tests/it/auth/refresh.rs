@@ -202,3 +202,22 @@ fn update_cancelled_during_a_login_sends_nothing() {
         assert_eq!(tokens(&fake), ["token-1"]);
     }
 }
+
+#[test]
+fn refresh_before_expiry_is_tried_once_by_one_call() {
+    let fake = Fake::new();
+    fake.token_for(300).status("PATCH", 202);
+    let client = fake.builder().retry(without_jitter()).build().unwrap();
+    client.update(&update("c-1")).unwrap();
+    fake.clock.advance(secs(275));
+    // The login hangs for as long as it may; the API asks for pauses beyond the hold-off.
+    fake.fault("POST", ErrorKind::Timeout, Sent::Maybe)
+        .takes(secs(2));
+    for _ in 0..2 {
+        let slow = Response::new(429).with_header("Retry-After", "6");
+        fake.answer("PATCH", slow);
+    }
+    fake.status("PATCH", 202);
+    let receipt = client.update(&update("c-1")).unwrap();
+    assert_eq!((receipt.attempts, fake.sent("POST").len()), (3, 2));
+}

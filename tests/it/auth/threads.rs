@@ -351,3 +351,25 @@ fn pause_that_begins_during_a_login_holds_the_request() {
     other.join().unwrap().unwrap();
     assert_eq!(platform.clock.sleeps(), [secs(59)]);
 }
+
+/// A gateway that lets reads pass and refuses the token of every write.
+#[test]
+fn tokens_taken_by_reads_and_refused_by_writes_are_held_off() {
+    let fake = Fake::new();
+    let client = fake.builder().retry(without_jitter()).build().unwrap();
+    let write = Update::conversation("c-1").set("k", "v");
+    fake.token().get(1).status("PATCH", 401);
+    fake.token().status("PATCH", 401);
+    let error = client.update(&write).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Auth);
+    for _ in 0..20 {
+        assert_eq!(client.update(&write).unwrap_err().kind(), ErrorKind::Auth);
+    }
+    assert_eq!(fake.sent("POST").len(), 2, "within the hold-off");
+    fake.clock.advance(secs(5));
+    fake.token().get(1).status("PATCH", 401);
+    fake.token().status("PATCH", 401);
+    client.update(&write).unwrap_err();
+    client.update(&write).unwrap_err();
+    assert_eq!(fake.sent("POST").len(), 4);
+}

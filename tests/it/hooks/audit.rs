@@ -507,3 +507,36 @@ fn audit_strict_flush_failure_after_the_line_leaves_a_failed_outcome() {
     assert_eq!(outcome.error_kind, Some(ErrorKind::Audit));
     assert!(!outcome.may_have_applied);
 }
+
+#[test]
+fn audit_update_from_inside_of_a_closure_is_recorded_as_refused() {
+    let fake = Fake::new();
+    fake.token().get_with(7, json!({})).patch(8);
+    let sink = Sink::new();
+    let client = fake.builder().audit(sink.clone()).build().unwrap();
+    let target = Target::conversation("c-1");
+    client
+        .update_with(&target, |_| {
+            let inside = client.update(&Update::conversation("c-2").set("k", "v"));
+            assert_eq!(inside.unwrap_err().kind(), ErrorKind::InvalidInput);
+            Ok(Some(Attributes::from_iter([(
+                "tier".into(),
+                "gold".into(),
+            )])))
+        })
+        .unwrap();
+    let seen = sink.records();
+    let seen: Vec<_> = seen
+        .iter()
+        .map(|r| (&*r.conversation_id, r.status, r.requests))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("c-2", Status::Refused, 0),
+            // The read was sent before.
+            ("c-1", Status::Pending, 1),
+            ("c-1", Status::Applied, 2),
+        ]
+    );
+}

@@ -40,7 +40,8 @@ fn ended_conversation_policy_table() {
                 } else {
                     let receipt = result.unwrap();
                     assert_eq!(receipt.outcome, Outcome::Applied);
-                    assert_eq!(receipt.conversation_ended, reads, "{policy:?} {update:?}");
+                    let shown = reads.then_some(true);
+                    assert_eq!(receipt.conversation_ended, shown, "{policy:?} {update:?}");
                 }
             }
         }
@@ -58,12 +59,12 @@ fn ended_conversation_is_flagged_where_read_shows_it() {
             assert_eq!(now.conversation_ended, Some(true));
             Ok(None)
         });
-        assert!(unchanged.unwrap().conversation_ended);
+        assert_eq!(unchanged.unwrap().conversation_ended, Some(true));
         let update = Update::new(target.clone()).set("k", "v");
         client.update(&update).unwrap();
         let unchanged = client.update(&update.skip_unchanged()).unwrap();
         assert_eq!(unchanged.outcome, Outcome::Unchanged);
-        assert!(unchanged.conversation_ended);
+        assert_eq!(unchanged.conversation_ended, Some(true));
     }
     let secure = client.read(&Target::secure("c-1")).unwrap();
     assert_eq!(secure.conversation_ended, None);
@@ -72,12 +73,12 @@ fn ended_conversation_is_flagged_where_read_shows_it() {
     let sandbox = with(|_| {});
     let client = builder(&sandbox).build().unwrap();
     let update = Update::conversation("c-1").set("k", 1);
-    assert!(!client.update(&update).unwrap().conversation_ended);
+    assert_eq!(client.update(&update).unwrap().conversation_ended, Some(false));
     change_in(&sandbox, |c| c.end_time = Some(END.into()));
     script(&sandbox, [applied_then_503()]);
     let receipt = client.update(&update.set("k", 2)).unwrap();
     assert_eq!(receipt.outcome, Outcome::AlreadyApplied);
-    assert!(receipt.conversation_ended, "the read shows it");
+    assert_eq!(receipt.conversation_ended, Some(true), "the read shows it");
 }
 
 /// What is in place is in place: a refusal afterwards would say that nothing was written.

@@ -408,8 +408,16 @@ fn participant_cached_is_read_again_after_five_minutes() {
 fn participant_cached_and_refused_as_gone_is_read_again() {
     for gone in [404, 409, 410] {
         let sandbox = sandbox();
-        let client = client(&sandbox);
+        let records = Arc::new(Mutex::new(Vec::new()));
+        let kept = records.clone();
+        let keep = move |record: &genesys_attributes::audit::AuditRecord<'_>| {
+            let of = record.resource_id.as_deref().map(str::to_owned);
+            kept.lock().unwrap().push((record.status, of));
+            Ok(())
+        };
+        let client = builder(&sandbox).audit(keep).build().unwrap();
         client.update(&customer().set("k", "1")).unwrap();
+        records.lock().unwrap().clear();
         sandbox.clear_requests();
         change_in(&sandbox, |c| c.participants[1].id = "new".into());
         script(&sandbox, [Fault::on_write(status(gone))]);
@@ -424,6 +432,13 @@ fn participant_cached_and_refused_as_gone_is_read_again() {
                 "GET ~ 200",
                 "PATCH ~/participants/new/attributes 202",
             ],
+        );
+        // Each participant that is written to has an intent before.
+        let intent = |id: &str| (Status::Pending, Some(id.to_owned()));
+        let outcome = (Status::Applied, Some("new".to_owned()));
+        assert_eq!(
+            *records.lock().unwrap(),
+            [intent("c-1-customer"), intent("new"), outcome]
         );
     }
 }

@@ -312,5 +312,8 @@ fn ambiguous_if_version_ends_as_conflict_with_may() {
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.may_have_applied() && !error.is_transient());
     assert_eq!(fake.if_matches(), ["\"7\"", "\"7\""]);
-    assert!(fake.sent("GET").is_empty(), "a value in place would prove nothing");
+    assert!(
+        fake.sent("GET").is_empty(),
+        "a value in place would prove nothing"
+    );
 }

@@ -56,7 +56,7 @@ fn system_keys_on_live_conversation_are_written() {
         let fake = Fake::named(read.to_string());
         fake.token().get_body(read).patch(8);
         let receipt = fake.client().update(&update().set("system.a", 1)).unwrap();
-        assert!(!receipt.conversation_ended);
+        assert_ne!(receipt.conversation_ended, Some(true));
     }
 }
 
@@ -108,7 +108,10 @@ fn ended_conversation_other_keys_follow_policy() {
         }
         let client = fake.builder().ended_conversations(policy).build().unwrap();
         match client.update(&update()) {
-            Ok(receipt) => assert!(!refused && receipt.conversation_ended),
+            Ok(receipt) => {
+                assert!(!refused);
+                assert_eq!(receipt.conversation_ended, Some(true));
+            }
             Err(error) => {
                 assert!(refused);
                 assert_eq!(error.kind(), ErrorKind::InvalidInput);

@@ -326,3 +326,19 @@ fn turns_are_given_first_come_first_served() {
         .collect();
     assert_eq!(order, ["0", "1", "2", "3", "4", "5", "6"]);
 }
+
+#[test]
+fn transport_panic_in_the_login_before_a_write_is_not_ambiguous() {
+    let fake = Fake::new();
+    fake.panics("POST").token().status("PATCH", 202);
+    let write = Update::participant("c-1", "p-1").set("k", "v");
+    let client = fake.client();
+    let error = client.update(&write).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    assert!(!error.may_have_applied() && error.attempts() == 0);
+    client.update(&write).unwrap();
+    // In the write itself nobody knows.
+    fake.panics("PATCH");
+    let error = client.update(&write).unwrap_err();
+    assert!(error.may_have_applied() && error.attempts() == 1);
+}
