@@ -240,6 +240,26 @@ impl Client {
         self.core.read(target, None)
     }
 
+    /// What the target of an update holds now, once everything is checked that the update would
+    /// check before its first write: values, the version that is demanded, the end of the
+    /// conversation. Nothing is written, and nobody is told.
+    ///
+    /// # Errors
+    ///
+    /// Those with which the update would fail before its first write.
+    ///
+    /// ```no_run
+    /// # use genesys_attributes::{Client, Update};
+    /// # let client = Client::from_env()?;
+    /// let update = Update::participant("5b2f0c1e", "customer").set("customer.tier", "premium");
+    /// let now = client.preview(&update)?;
+    /// println!("{:?} would become premium", now.get::<String>("customer.tier")?);
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
+    pub fn preview(&self, update: &Update) -> Result<Snapshot> {
+        self.core.preview(update)
+    }
+
     /// A bounded channel of the events from now on, of 1 to 65,536 places (`capacity` is clamped).
     pub fn subscribe(&self, capacity: usize) -> Subscription {
         self.core

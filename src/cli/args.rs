@@ -377,7 +377,18 @@ fn addressed(words: &mut Words) -> Result<(Update, bool)> {
     let conversation = conversation
         .to_str()
         .ok_or("the conversation id is not valid UTF-8")?;
+    // It would be sent as part of an address, and shown. No id holds such a sign.
+    if conversation.contains('=') {
+        return Err(
+            "the first word looks like an attribute: give the conversation id before it".into(),
+        );
+    }
     let (participant, custom) = (words.text("participant")?, words.text("custom")?);
+    if participant.as_ref().is_some_and(|who| who.contains('=')) {
+        return Err(
+            "the value of --participant looks like an attribute: give a purpose or an id".into(),
+        );
+    }
     let given = [
         participant.is_some(),
         words.has("secure"),

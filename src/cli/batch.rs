@@ -16,9 +16,10 @@ use genesys_attributes::{
 };
 use serde::Serialize;
 
-use super::client::client;
+use super::client::Config;
+use super::digest::Digest;
 use super::ending::End;
-use super::files::{Files, replace};
+use super::files::{is_standard_input, replace_private, replaceable};
 use super::options::{Batch, Options, Shard};
 use super::past::Past;
 use super::progress::{Counts, Pace};
@@ -30,26 +31,26 @@ use super::summary::Failures;
 use super::ticks::{Ticker, Ticks, write_metrics};
 use super::{Exit, Failure, Run, closed};
 
-/// Refuses one file for two purposes, before anything is written.
-pub(crate) fn check_files(options: &Options, batch: &Batch) -> Result<(), Failure> {
+/// What the client is made from, once no file has two purposes.
+pub(crate) fn config<'a>(options: &'a Options, batch: &Batch) -> Result<Config<'a>, Failure> {
     let client = &options.client;
     let settings = client.credentials.as_deref().or(client.settings.as_deref());
     let (input, from_stdin) = (batch.input.file.as_deref(), batch.input.file.is_none());
-    if from_stdin && settings.is_some_and(|path| path.as_os_str() == "-") {
+    if from_stdin && settings.is_some_and(is_standard_input) {
         return Err(Failure::usage(
             "standard input can be the input or the settings, not both",
         ));
     }
-    Files::default()
+    let config = Config::read(options)?;
+    config
+        .files()?
         .read("the input", input)
-        .and_then(|files| files.read("the settings file", settings))
         .and_then(|files| files.written("--results", batch.results.as_deref()))
-        .and_then(|files| files.written("--audit", client.audit.as_deref()))
         .and_then(|files| files.written("--failed", batch.failed.as_deref()))
         .and_then(|files| files.written("--metrics", batch.metrics.as_deref()))
         .and_then(|files| files.streams(from_stdin))
         .map_err(Failure::usage)?;
-    Ok(())
+    Ok(config)
 }
 
 /// The results file, and what earlier runs left in it.
@@ -89,12 +90,18 @@ fn engine(client: &Client, batch: &Batch, counts: &Arc<Counts>) -> Engine {
         .workers(batch.workers)
         .max_outage(Duration::from_secs(batch.max_outage))
         .on_notice(move |notice| {
+            // Each outage is told, however alike; its probes are folded like other warnings.
             match notice {
-                Notice::OutageBegan { .. } => counts.outage.store(true, Ordering::Relaxed),
-                Notice::OutageEnded { .. } => counts.outage.store(false, Ordering::Relaxed),
-                _ => {}
+                Notice::OutageBegan { .. } => {
+                    counts.outage.store(true, Ordering::Relaxed);
+                    screen::warn(&notice.to_string());
+                }
+                Notice::OutageEnded { .. } => {
+                    counts.outage.store(false, Ordering::Relaxed);
+                    screen::warn(&notice.to_string());
+                }
+                _ => screen::log(log::Level::Warn, &notice.to_string()),
             }
-            screen::log(log::Level::Warn, &notice.to_string());
         });
     match batch.stop_after {
         Some(failures) => engine.stop_after(failures),
@@ -103,9 +110,10 @@ fn engine(client: &Client, batch: &Batch, counts: &Arc<Counts>) -> Engine {
 }
 
 pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
-    check_files(options, batch)?;
+    let config = config(options, batch)?;
     let mut opened = Opened::of(&batch.input).map_err(Failure::usage)?;
-    let client = client(options, batch.workers)?;
+    let rate = config.rate();
+    let client = config.client(batch.workers)?;
     if opened.is_typed() {
         screen::note("the input is read from this terminal; Ctrl-D ends it");
     }
@@ -113,7 +121,12 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
     if let Some(path) = &batch.failed {
         // It is read once more at the end.
         opened.spool().map_err(Failure::usage)?;
-        writable(path, "--failed")?;
+        replaceable(path).map_err(|e| {
+            Failure::usage(format!(
+                "the file {} of --failed cannot be written: {e}",
+                path.display()
+            ))
+        })?;
     }
     if let Some(path) = &batch.metrics {
         write_metrics(path, &client)
@@ -133,11 +146,7 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
         cancel: engine.cancel_handle(),
         metrics: batch.metrics.clone(),
         style: progress_style(batch),
-        pace: Pace::new(
-            SystemClock.now(),
-            total(&opened, batch, &past),
-            limit(options),
-        ),
+        pace: Pace::new(SystemClock.now(), total(&opened, batch, &past), rate),
         course: Default::default(),
     });
 
@@ -234,28 +243,6 @@ fn total(opened: &Opened<'_>, batch: &Batch, past: &Past) -> Option<u64> {
     count.map(|lines| lines.saturating_sub(past.settled(batch.retry_failed)))
 }
 
-/// Requests a minute, as far as the command line tells.
-fn limit(options: &Options) -> Option<u32> {
-    match (options.client.rate, &options.client.settings) {
-        (None, None) => Some(300),
-        (rate, _) => rate.filter(|rate| *rate > 0),
-    }
-}
-
-/// Refuses a file that cannot be written, before anything is sent.
-fn writable(path: &Path, option: &str) -> Result<(), Failure> {
-    let opened = std::fs::File::options()
-        .append(true)
-        .create(true)
-        .open(path);
-    opened.map(drop).map_err(|e| {
-        Failure::usage(format!(
-            "the file {} of {option} cannot be written: {e}",
-            path.display()
-        ))
-    })
-}
-
 /// What is done with each outcome.
 struct Outcomes<'a> {
     past: &'a Past,
@@ -314,7 +301,8 @@ impl Outcomes<'_> {
     }
 }
 
-/// The input lines that failed, as input for a next run.
+/// The input lines that failed, as input for a next run, and the later lines of their
+/// conversations: without those a next run would put an older value over a newer one.
 fn write_failed(
     path: &Path,
     opened: &Opened<'_>,
@@ -329,20 +317,32 @@ fn write_failed(
     let mut lines = opened.lines()?;
     lines.keep_text();
     let mut too_long = 0u64;
-    replace(path, |out| {
+    let mut conversations = HashSet::new();
+    replace_private(path, |out| {
         if let Some(header) = lines.header() {
             out.write_all(header)?;
             out.write_all(b"\n")?;
         }
         while let Some(record) = lines.next_record() {
-            match wanted(record.number) {
-                true if record.text.is_empty() => too_long += 1,
-                true => {
-                    out.write_all(&record.text)?;
-                    out.write_all(b"\n")?;
-                }
-                false => {}
+            let is_bad = wanted(record.number);
+            if !is_bad && conversations.is_empty() {
+                continue;
             }
+            let text = record.text.clone();
+            let update = lines.read(record).and_then(|line| line.update.ok());
+            let conversation =
+                update.map(|update| Digest::of(update.target().conversation_id().as_bytes()));
+            if is_bad {
+                conversations.extend(conversation);
+            } else if !conversation.is_some_and(|id| conversations.contains(&id)) {
+                continue;
+            }
+            if text.is_empty() {
+                too_long += 1;
+                continue;
+            }
+            out.write_all(&text)?;
+            out.write_all(b"\n")?;
         }
         match lines.failed.take() {
             Some(error) => Err(error),

@@ -3,63 +3,160 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use genesys_attributes::audit::AuditFile;
 use genesys_attributes::{
     AuditMode, Client, ClientBuilder, EndedPolicy, Error, RateLimit, Schema, Settings,
 };
 
+use serde_json::Value;
+
+use super::files::Files;
 use super::options::{ClientOptions, Options};
 use super::table::{VARIABLES, nearest};
 use super::{Failure, screen};
 
-pub(crate) fn client(options: &Options, workers: usize) -> Result<Client, Failure> {
-    let ClientOptions {
-        credentials,
-        settings,
-        rate,
-        audit,
-        audit_strict,
-        audit_values,
-        refuse_ended,
-        schema_file: _,
-    } = &options.client;
-    let mut builder = match (credentials, settings) {
-        (Some(path), _) => from_credentials(path)?,
-        (None, Some(path)) => from_settings(path)?,
-        (None, None) => ClientBuilder::from_env()?,
-    };
-    if let Some(per_minute) = rate {
-        builder = builder.rate_limit(match per_minute {
-            0 => RateLimit::unlimited(),
-            n => RateLimit::per_minute(*n),
-        });
-    }
-    if let Some(path) = audit {
-        let file = AuditFile::open(path).map_err(|e| {
-            Failure::usage(format!(
-                "the audit file {} cannot be opened: {e}",
-                path.display()
-            ))
-        })?;
-        builder = builder.audit(file).audit_values(*audit_values);
-        if *audit_strict {
-            builder = builder.audit_mode(AuditMode::Strict);
+/// What the client is made from: read, and nothing of it opened yet.
+pub(crate) struct Config<'a> {
+    options: &'a ClientOptions,
+    source: Source<'a>,
+    /// What a settings file says that the program needs to know.
+    audit: Option<PathBuf>,
+    root_certificates: Option<PathBuf>,
+    rate: Option<u32>,
+    has_idle_connections: bool,
+}
+
+enum Source<'a> {
+    Environment,
+    /// Not read before its file is known to have no other purpose.
+    Credentials(&'a Path),
+    Settings(Box<Settings>),
+}
+
+impl<'a> Config<'a> {
+    pub(crate) fn read(options: &'a Options) -> Result<Config<'a>, Failure> {
+        let options = &options.client;
+        let mut config = Config {
+            options,
+            source: Source::Environment,
+            audit: None,
+            root_certificates: None,
+            rate: None,
+            has_idle_connections: false,
+        };
+        if let Some(path) = &options.credentials {
+            config.source = Source::Credentials(path);
+        } else if let Some(path) = &options.settings {
+            let text = text_of(path, "the settings file")?;
+            warn_of_readers(path, "settings");
+            let settings =
+                Settings::from_json(&text).map_err(|error| of_file(error, &shown(path)))?;
+            config.source = Source::Settings(Box::new(settings));
+            // It is JSON: the settings were read from it.
+            let fields: Value = serde_json::from_str(&text).unwrap_or_default();
+            let file = |at: &str| {
+                fields
+                    .pointer(at)
+                    .and_then(Value::as_str)
+                    .map(PathBuf::from)
+            };
+            config.audit = file("/audit/file");
+            config.root_certificates = file("/rootCertificatesFile");
+            let rate = fields.get("ratePerMinute").and_then(Value::as_u64);
+            config.rate = rate.and_then(|rate| u32::try_from(rate).ok());
+            config.has_idle_connections = fields.get("maxIdleConnections").is_some();
         }
+        Ok(config)
     }
-    if *refuse_ended {
-        builder = builder.ended_conversations(EndedPolicy::Refuse);
+
+    /// The files that a client reads and writes, for whoever has others.
+    pub(crate) fn files(&self) -> Result<Files, Failure> {
+        let options = self.options;
+        let settings = options
+            .credentials
+            .as_deref()
+            .or(options.settings.as_deref());
+        Files::default()
+            .read("the settings file", settings)
+            .and_then(|files| files.read("--schema-file", options.schema_file.as_deref()))
+            .and_then(|files| files.read("rootCertificatesFile", self.root_certificates.as_deref()))
+            .and_then(|files| files.written("--audit", options.audit.as_deref()))
+            .and_then(|files| files.written("the audit file", self.audit.as_deref()))
+            .map_err(Failure::usage)
     }
-    if let Some(schema) = schema(options)? {
-        builder = builder.schema(schema);
+
+    /// Requests a minute, where they are limited.
+    pub(crate) fn rate(&self) -> Option<u32> {
+        let asked = self.options.rate.or(self.rate);
+        Some(asked.unwrap_or(300)).filter(|rate| *rate > 0)
     }
-    Ok(builder.max_idle_connections(workers.max(4)).build()?)
+
+    /// A client that writes.
+    pub(crate) fn client(self, workers: usize) -> Result<Client, Failure> {
+        let audit = self.options.audit.as_deref();
+        let (audit_values, audit_strict) = (self.options.audit_values, self.options.audit_strict);
+        let mut builder = self.builder(workers)?;
+        if let Some(path) = audit {
+            let file = AuditFile::open(path).map_err(|e| {
+                Failure::usage(format!(
+                    "the audit file {} cannot be opened: {e}",
+                    path.display()
+                ))
+            })?;
+            builder = builder.audit(file).audit_values(audit_values);
+            if audit_strict {
+                builder = builder.audit_mode(AuditMode::Strict);
+            }
+        }
+        Ok(builder.build()?)
+    }
+
+    /// A client that only reads: it needs no audit file, and makes none.
+    pub(crate) fn reader(self) -> Result<Client, Failure> {
+        Ok(self.builder(1)?.build()?)
+    }
+
+    fn builder(self, workers: usize) -> Result<ClientBuilder, Failure> {
+        let options = self.options;
+        let mut builder = match self.source {
+            Source::Environment => ClientBuilder::from_env()?,
+            Source::Credentials(path) => from_credentials(path)?,
+            Source::Settings(settings) => {
+                let path = options.settings.as_deref().unwrap_or(Path::new("-"));
+                settings
+                    .builder()
+                    .map_err(|error| of_file(error, &shown(path)))?
+            }
+        };
+        if let Some(per_minute) = options.rate {
+            builder = builder.rate_limit(match per_minute {
+                0 => RateLimit::unlimited(),
+                n => RateLimit::per_minute(n),
+            });
+        }
+        if options.refuse_ended {
+            builder = builder.ended_conversations(EndedPolicy::Refuse);
+        }
+        if let Some(schema) = schema(options)? {
+            builder = builder.schema(schema);
+        }
+        if !self.has_idle_connections {
+            builder = builder.max_idle_connections(workers.max(4));
+        }
+        Ok(builder)
+    }
+}
+
+/// A client that writes, where no other files have to be told apart.
+pub(crate) fn client(options: &Options, workers: usize) -> Result<Client, Failure> {
+    Config::read(options)?.client(workers)
 }
 
 /// The caller's own schema, where the options name its file.
-pub(crate) fn schema(options: &Options) -> Result<Option<Schema>, Failure> {
-    let Some(path) = &options.client.schema_file else {
+pub(crate) fn schema(options: &ClientOptions) -> Result<Option<Schema>, Failure> {
+    let Some(path) = &options.schema_file else {
         return Ok(None);
     };
     let text = fs::read_to_string(path).map_err(|e| {
@@ -78,17 +175,10 @@ pub(crate) fn schema(options: &Options) -> Result<Option<Schema>, Failure> {
     Ok(Some(schema))
 }
 
-/// All settings of a client, written down as JSON.
-fn from_settings(path: &Path) -> Result<ClientBuilder, Failure> {
-    let text = text_of(path, "the settings file")?;
-    let builder = Settings::from_json(&text).and_then(Settings::builder);
-    builder.map_err(|error| of_file(error, &shown(path)))
-}
-
 /// Names the file that the settings come from.
 fn of_file(error: Error, shown: &str) -> Failure {
     let mut failure = Failure::from(error);
-    failure.message += &format!(" (the settings are those of {shown})");
+    failure.message += &format!(" (the settings are from {shown})");
     failure
 }
 
@@ -110,7 +200,7 @@ fn text_of(path: &Path, what: &str) -> Result<String, Failure> {
 
 fn shown(path: &Path) -> String {
     match path.as_os_str() == "-" {
-        true => "from standard input".into(),
+        true => "standard input".into(),
         false => path.display().to_string(),
     }
 }
@@ -118,7 +208,7 @@ fn shown(path: &Path) -> String {
 fn from_credentials(path: &Path) -> Result<ClientBuilder, Failure> {
     let shown = shown(path);
     let text = text_of(path, "the credentials file")?;
-    warn_of_readers(path, &shown);
+    warn_of_readers(path, "credentials");
     let (settings, warnings) = settings(&text, &shown).map_err(Failure::usage)?;
     for warning in warnings {
         screen::warn(&warning);
@@ -128,13 +218,14 @@ fn from_credentials(path: &Path) -> Result<ClientBuilder, Failure> {
 }
 
 #[cfg(unix)]
-fn warn_of_readers(path: &Path, shown: &str) {
+fn warn_of_readers(path: &Path, what: &str) {
     use std::os::unix::fs::PermissionsExt;
     let readable = std::fs::metadata(path)
         .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o044 != 0);
     if readable {
+        let shown = path.display();
         screen::warn(&format!(
-            "other users can read the credentials file {shown}: chmod 600 {shown}"
+            "other users can read the {what} file {shown}: chmod 600 {shown}"
         ));
     }
 }

@@ -9,7 +9,7 @@ use genesys_attributes::{
 use serde::Serialize;
 use serde_json::Value;
 
-use super::client::{client, schema};
+use super::client::{Config, schema};
 use super::diff::diff;
 use super::files::Files;
 use super::options::{Assignment, Change, Given, Input, Options};
@@ -30,47 +30,68 @@ fn note_target(options: &Options, target: &Target, given: bool) {
     }
 }
 
-/// Refuses one file for two purposes.
-fn check_files(options: &Options, stdin_for_value: bool) -> Result<(), Failure> {
+/// What the client is made from, once no file has two purposes. `values`: what else is read.
+fn config<'a>(options: &'a Options, values: &[Assignment]) -> Result<Config<'a>, Failure> {
     let client = &options.client;
     let settings = client.credentials.as_deref().or(client.settings.as_deref());
     let from_stdin = settings.is_some_and(|path| path.as_os_str() == "-");
-    if from_stdin && stdin_for_value {
+    if from_stdin
+        && values
+            .iter()
+            .any(|a| matches!(a.value, Given::StandardInput))
+    {
         return Err(Failure::usage(
             "standard input can give a value or the settings, not both",
         ));
     }
-    Files::default()
-        .read("the settings file", settings)
-        .and_then(|files| files.written("--audit", client.audit.as_deref()))
-        .and_then(|files| files.streams(from_stdin))
-        .map_err(Failure::usage)?;
-    Ok(())
+    let config = Config::read(options)?;
+    let mut files = config.files()?;
+    for assignment in values {
+        if let Given::File(path) = &assignment.value {
+            files = files
+                .read("the file of a value", Some(path))
+                .map_err(Failure::usage)?;
+        }
+    }
+    files.streams(from_stdin).map_err(Failure::usage)?;
+    Ok(config)
 }
 
 pub(crate) fn update(options: &Options, change: &Change) -> Run {
-    let stdin = |a: &Assignment| matches!(a.value, Given::StandardInput);
-    check_files(options, change.assignments.iter().any(stdin))?;
+    let config = config(options, &change.assignments)?;
     let mut update = change.update.clone();
     for assignment in &change.assignments {
         let value = value_of(assignment).map_err(Failure::usage)?;
         update = update.set(assignment.key.as_str(), value);
     }
     // What is wrong with the update is told without any settings.
-    checked(&update, schema(options)?.as_ref())?;
+    checked(&update, schema(&options.client)?.as_ref())?;
     if change.verify {
         update = update.verify();
     }
     note_target(options, update.target(), change.target_given);
-    let client = client(options, 1)?;
     if change.dry_run {
-        return show_diff(options, &client, &update);
+        return show_diff(options, &config.reader()?, &update);
     }
-    let receipt = client.update(&update)?;
-    match options.json {
-        true => print_json(&receipt)?,
-        false => print(&in_words(&receipt))?,
+    let receipt = match config.client(1)?.update(&update) {
+        Ok(receipt) => receipt,
+        Err(error) if error.kind() == ErrorKind::Audit => {
+            // As in a batch: what cannot be written is a setting that is wrong.
+            let mut failure = Failure::from(error);
+            failure.exit = Exit::Usage;
+            return Err(failure);
+        }
+        Err(error) => return Err(error.into()),
     };
+    let shown = match options.json {
+        true => print_json(&receipt),
+        false => print(&in_words(&receipt)),
+    };
+    if let Err(failure) = shown {
+        // Else it would look as if nothing had been written.
+        screen::error(&format!("the update was made: {}", receipt.outcome));
+        return Err(failure);
+    }
     if receipt.audit_failed {
         screen::error("the update was made, but its audit record was lost");
         return Ok(Exit::AuditLost);
@@ -161,9 +182,9 @@ fn in_words(receipt: &Receipt) -> String {
 }
 
 pub(crate) fn get(options: &Options, target: &Target, target_given: bool) -> Run {
-    check_files(options, false)?;
+    let config = config(options, &[])?;
     note_target(options, target, target_given);
-    let snapshot = client(options, 1)?.read(target)?;
+    let snapshot = config.reader()?.read(target)?;
     // These reads do not tell whether the conversation has ended.
     if !matches!(target.kind(), TargetKind::Secure | TargetKind::Custom) {
         return print_json(&snapshot);
@@ -228,8 +249,7 @@ pub(crate) fn check(options: &Options) -> Run {
         bulk_look_up: Option<BulkLookUp>,
     }
 
-    check_files(options, false)?;
-    let client = client(options, 1)?;
+    let client = config(options, &[])?.reader()?;
     let identity = client.verify_credentials()?;
     let bulk_look_up = BulkLookUp::of(&client);
     if options.json {
@@ -257,11 +277,13 @@ pub(crate) fn check(options: &Options) -> Run {
 pub(crate) fn validate(options: &Options, input: &Input) -> Run {
     Files::default()
         .read("the input", input.file.as_deref())
+        .and_then(|files| files.read("--schema-file", options.client.schema_file.as_deref()))
         .and_then(|files| files.streams(input.file.is_none()))
         .map_err(Failure::usage)?;
     let opened = Opened::of(input).map_err(Failure::usage)?;
     let lines = opened.lines().map_err(Failure::usage)?;
-    let (valid, refused) = refusals(lines, schema(options)?.as_ref(), |_| true)?;
+    let schema = schema(&options.client)?;
+    let (valid, refused) = refusals(lines, schema.as_ref(), |_| true)?;
     if options.json {
         let summary = serde_json::json!({ "valid": valid, "refused": refused });
         screen::json(&summary.to_string());

@@ -212,7 +212,12 @@ const FIELDS: [&str; 8] = [
 ];
 
 /// Names that are easily taken for one of them, without case and separators.
-const ALIASES: [(&str, &str); 7] = [
+const ALIASES: [(&str, &str); 12] = [
+    ("custom", "target"),
+    ("purpose", "participant"),
+    ("secure", "target"),
+    ("skip", "skipUnchanged"),
+    ("who", "participant"),
     ("conversation", "conversationId"),
     ("participantid", "participant"),
     ("participantpurpose", "participant"),
@@ -223,7 +228,7 @@ const ALIASES: [(&str, &str); 7] = [
 ];
 
 /// Fields of the JSON lines that a CSV cannot have.
-const ONLY_JSON: [&str; 2] = ["attributes", "remove"];
+const ONLY_JSON: [&str; 3] = ["attributes", "remove", "verify"];
 
 const ESCAPE: &str = "attr:";
 
@@ -365,7 +370,12 @@ fn attribute(name: &str, number: usize) -> Result<Column, String> {
             Some(field) if ONLY_JSON.contains(&field) => {
                 return Err(format!(
                     "the header {key:?} of the CSV resembles {field}, which only JSON lines can \
-                     have: use JSON lines, or write it {escaped}"
+                     have: use JSON lines{}, or write it {escaped}",
+                    if field == "verify" {
+                        " or --verify"
+                    } else {
+                        ""
+                    }
                 ));
             }
             Some(field) => {

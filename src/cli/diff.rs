@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use genesys_attributes::{Client, Error, ErrorKind, Target, TargetKind, Update};
+use genesys_attributes::{Client, Error, Target, TargetKind, Update};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -29,16 +29,8 @@ pub(crate) struct Diff {
 
 /// Reads the target, and compares.
 pub(crate) fn diff(client: &Client, update: &Update) -> Result<Diff, Error> {
-    client.validate(update)?;
     let target = update.target();
-    let now = match client.read(target) {
-        Ok(snapshot) => snapshot.attributes,
-        // It would be created.
-        Err(error) if error.kind() == ErrorKind::NotFound && target.schema().is_some() => {
-            Default::default()
-        }
-        Err(error) => return Err(error),
-    };
+    let now = client.preview(update)?.attributes;
     let hidden = target.kind() == TargetKind::Secure;
     let shown = |value: &Value| (!hidden).then(|| value.clone());
     let mut changes = Vec::new();

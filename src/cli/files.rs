@@ -123,33 +123,121 @@ fn stream(_: &str) -> Option<Identity> {
     None
 }
 
+/// Whether a path means what standard input reads: `-`, or another name of the same pipe or file.
+pub(crate) fn is_standard_input(path: &Path) -> bool {
+    path.as_os_str() == "-" || is_same_as_stdin(path)
+}
+
+#[cfg(unix)]
+fn is_same_as_stdin(path: &Path) -> bool {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::MetadataExt;
+    let stdin = io::stdin().as_fd().try_clone_to_owned();
+    let stdin = stdin.and_then(|copy| File::from(copy).metadata());
+    let at = |data: Metadata| (data.dev(), data.ino());
+    match (stdin, std::fs::metadata(path)) {
+        (Ok(stdin), Ok(found)) => at(stdin) == at(found),
+        _ => false,
+    }
+}
+
+#[cfg(not(unix))]
+fn is_same_as_stdin(_: &Path) -> bool {
+    false
+}
+
+/// Who may read a file that is put in place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Readers {
+    /// Whoever the system's defaults allow.
+    Anybody,
+    /// Its owner; of a file that is there already, whoever may read it now.
+    Owner,
+}
+
 /// Puts a file in its place in one step, so that a reader sees the old one or the new one whole.
 pub(crate) fn replace(
     path: &Path,
     content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
+    put(path, Readers::Anybody, content)
+}
+
+/// The same for what others should not read.
+pub(crate) fn replace_private(
+    path: &Path,
+    content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    put(path, Readers::Owner, content)
+}
+
+fn put(
+    path: &Path,
+    readers: Readers,
+    content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
     // What is no regular file (a device, a pipe) cannot be replaced.
-    let special = std::fs::metadata(path).is_ok_and(|data| !data.is_file());
-    if special {
+    let present = std::fs::metadata(path).ok();
+    if present.as_ref().is_some_and(|data| !data.is_file()) {
         let mut out = io::BufWriter::new(File::options().write(true).open(path)?);
         content(&mut out)?;
         return out.flush();
     }
+    // A link goes on pointing to the file.
+    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let draft = draft_of(path)?;
+    let written = new_file(&draft, readers, present.as_ref()).and_then(|file| {
+        let mut out = io::BufWriter::new(file);
+        content(&mut out)?;
+        out.flush()
+    });
+    let placed = written.and_then(|()| std::fs::rename(&draft, path));
+    if placed.is_err() {
+        let _ = std::fs::remove_file(&draft);
+    }
+    placed
+}
+
+/// Whether [`replace`] could put a file there, as far as can be told before.
+pub(crate) fn replaceable(path: &Path) -> io::Result<()> {
+    if std::fs::metadata(path).is_ok_and(|data| !data.is_file()) {
+        return File::options().write(true).open(path).map(drop);
+    }
+    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if path.exists() {
+        File::options().append(true).open(path)?;
+    }
+    let draft = draft_of(path)?;
+    new_file(&draft, Readers::Owner, None)?;
+    std::fs::remove_file(&draft)
+}
+
+fn draft_of(path: &Path) -> io::Result<PathBuf> {
     let name = path
         .file_name()
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(name);
     hidden.push(format!(".{}.tmp", std::process::id()));
-    let hidden = path.with_file_name(hidden);
-    let written = File::create(&hidden).and_then(|file| {
-        let mut out = io::BufWriter::new(file);
-        content(&mut out)?;
-        out.flush()
-    });
-    let placed = written.and_then(|()| std::fs::rename(&hidden, path));
-    if placed.is_err() {
-        let _ = std::fs::remove_file(&hidden);
+    Ok(path.with_file_name(hidden))
+}
+
+#[cfg(unix)]
+fn new_file(path: &Path, readers: Readers, present: Option<&Metadata>) -> io::Result<File> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    if readers == Readers::Owner {
+        options.mode(0o600);
     }
-    placed
+    let file = options.open(path)?;
+    if let (Readers::Owner, Some(data)) = (readers, present) {
+        file.set_permissions(std::fs::Permissions::from_mode(data.permissions().mode()))?;
+    }
+    Ok(file)
+}
+
+#[cfg(not(unix))]
+fn new_file(path: &Path, _: Readers, _: Option<&Metadata>) -> io::Result<File> {
+    File::create(path)
 }

@@ -3,8 +3,8 @@
 use genesys_attributes::{Client, Error, ErrorKind};
 use serde::Serialize;
 
-use super::batch::{check_files, earlier, print_line};
-use super::client::{client, schema};
+use super::batch::{config, earlier, print_line};
+use super::client::schema;
 use super::commands::refusals;
 use super::diff::{Diff, diff};
 use super::options::{Batch, Mode, Options};
@@ -13,15 +13,15 @@ use super::{Exit, Failure, Run, closed, screen};
 
 /// Neither the platform nor a file is written.
 pub(crate) fn rehearse(options: &Options, batch: &Batch) -> Run {
-    check_files(options, batch)?;
+    let config = config(options, batch)?;
     let mut opened = Opened::of(&batch.input).map_err(Failure::usage)?;
     let (_, past) = earlier(&mut opened, batch, false).map_err(Failure::usage)?;
     let lines = opened.lines().map_err(Failure::usage)?;
     let wanted = |line| past.wants(line, batch.retry_failed);
     if batch.mode == Mode::Diff {
-        return show_diffs(&client(options, 1)?, options.json, lines, wanted);
+        return show_diffs(&config.reader()?, options.json, lines, wanted);
     }
-    let (valid, refused) = refusals(lines, schema(options)?.as_ref(), wanted)?;
+    let (valid, refused) = refusals(lines, schema(&options.client)?.as_ref(), wanted)?;
     if options.json {
         let summary = serde_json::json!({ "wouldBeSent": valid, "refused": refused });
         screen::json(&summary.to_string());
@@ -70,7 +70,10 @@ fn show_diffs(
         };
         let (diff, failure) = match result {
             Ok(diff) => (Some(diff), None),
-            Err(error) if error.kind() == ErrorKind::Auth => return Err(error.into()),
+            // It would be the same with every line.
+            Err(error) if error.kind() == ErrorKind::Auth || error.during_login() => {
+                return Err(error.into());
+            }
             Err(error) => (
                 None,
                 Some(Failed {

@@ -1,6 +1,10 @@
 //! What an input is, by its first bytes and its first lines: a file of another format would fail
 //! line by line, for good.
 
+use serde_json::{Map, Value};
+
+use super::csv::Rows;
+
 /// How many lines are looked at.
 const LINES: usize = 20;
 
@@ -52,7 +56,7 @@ pub(crate) fn check(start: &[u8], whole: bool, csv: bool) -> Result<(), String> 
             Err("it is one JSON array: write one object a line, as by jq -c '.[]' FILE".into())
         }
         (Some(b'{'), true) => Err("it is JSON lines: leave --csv out".into()),
-        (Some(_), true) => Ok(()),
+        (Some(_), true) => check_rows(start, whole),
         (Some(b'{'), false) if lines.is_empty() => Ok(()),
         (Some(start), false) => {
             let is_object = |line: &&[u8]| {
@@ -60,7 +64,7 @@ pub(crate) fn check(start: &[u8], whole: bool, csv: bool) -> Result<(), String> 
                     && line.starts_with(b"{")
             };
             if lines.iter().any(is_object) {
-                return Ok(());
+                return check_records(&lines);
             }
             Err(match start {
                 b'{' if first == b"{" => {
@@ -75,6 +79,58 @@ pub(crate) fn check(start: &[u8], whole: bool, csv: bool) -> Result<(), String> 
                 _ => no_object(lines.len()),
             })
         }
+    }
+}
+
+/// Refuses objects that are all something else than updates.
+fn check_records(lines: &[&[u8]]) -> Result<(), String> {
+    let records = lines.iter().filter_map(|line| {
+        let fields: Map<String, Value> = serde_json::from_slice(line).ok()?;
+        Some(fields)
+    });
+    let records = Vec::from_iter(records);
+    let all_have = |name: &str| records.iter().all(|fields| fields.contains_key(name));
+    if records.len() > 1 && all_have("digest") && all_have("status") {
+        return Err("it holds the outcomes of a batch: give the input of that batch".into());
+    }
+    if records.len() > 1
+        && !records
+            .iter()
+            .any(|fields| fields.contains_key("conversationId"))
+    {
+        return Err(format!(
+            "none of its first {} lines has the field conversationId: is it the right file?",
+            lines.len()
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses rows that all have another number of cells than the header.
+fn check_rows(start: &[u8], whole: bool) -> Result<(), String> {
+    let end = match whole {
+        true => start.len(),
+        false => start
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1),
+    };
+    let mut source = &start[..end];
+    let mut rows = Rows::new();
+    let mut cells = Vec::new();
+    while cells.len() <= LINES
+        && let Ok(Some(row)) = rows.next(&mut source, false)
+    {
+        cells.extend(row.cells.ok().map(|cells| cells.len()));
+    }
+    match cells.split_first() {
+        Some((header, rows)) if rows.len() > 1 && rows.iter().all(|n| n != header) => Err(format!(
+            "its header has {header} cells, and none of its first {} rows as many (the first \
+                 has {}): is a comma missing, or one too many?",
+            rows.len(),
+            rows[0]
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -117,6 +173,13 @@ mod tests {
             (b"nope", false, "first line is no JSON object"),
             (b"\n\n12\n", false, "first line is no JSON object"),
             (b"{\"a\":1}\na\0b\n", false, "binary"),
+            (b"{\"a\":1}\n{\"b\":1}\n", false, "conversationId"),
+            (
+                b"{\"line\":1,\"status\":\"applied\",\"digest\":\"0\"}\n{\"line\":2,\"status\":\"failed\",\"digest\":\"0\"}\n",
+                false,
+                "outcomes of a batch",
+            ),
+            (b"conversationId,a\nc,1,\nd,2,\n", true, "2 cells"),
         ] {
             let error = check(start, true, csv).err().unwrap_or_default();
             assert!(error.contains(problem), "{start:?}: {error:?}");
@@ -131,6 +194,11 @@ mod tests {
             (b"\n \n", false),
             (b"\xEF\xBB\xBF{}\n", false),
             (b"nope\n{\"conversationId\":\"a\"}\n", false),
+            // One wrong line is told as that line's.
+            (b"{\"a\":1}\n", false),
+            (b"conversationId,a\nc,1,\n", true),
+            (b"conversationId,a\nc,1,\nd,2\n", true),
+            (b"conversationId,a\nc,\"1\n2\"\nd,2\n", true),
             (b"conversationId,k\na,{\n", true),
             (b"{\"half a line", false),
         ] {

@@ -7,10 +7,11 @@ use std::path::Path;
 
 use serde_json::json;
 
+use super::files::Files;
 use super::options::{Input, Shard};
-use super::past::Recorded;
+use super::past::{Past, Recorded};
 use super::records::{Opened, cut};
-use super::results::each_outcome;
+use super::results::{Results, each_outcome};
 use super::{Failure, Run, print, print_json};
 
 const BLOCK: u64 = 1_024;
@@ -88,6 +89,11 @@ impl Tally {
 }
 
 pub(crate) fn status(results: &Path, input: Option<&Input>, as_json: bool) -> Run {
+    Files::default()
+        .read("the results file", Some(results))
+        .and_then(|files| files.read("the input", input.and_then(|input| input.file.as_deref())))
+        .and_then(|files| files.streams(input.is_some_and(|input| input.file.is_none())))
+        .map_err(Failure::usage)?;
     let shown = results.display().to_string();
     let file = File::open(results)
         .map_err(|e| Failure::usage(format!("the results file {shown} cannot be opened: {e}")))?;
@@ -98,8 +104,8 @@ pub(crate) fn status(results: &Path, input: Option<&Input>, as_json: bool) -> Ru
     }
     let mut tally = Tally::default();
     each_outcome(&file, &shown, |record| tally.read(record)).map_err(Failure::usage)?;
-    let without = match input {
-        Some(input) => Some(without_outcome(&tally, input).map_err(Failure::usage)?),
+    let ahead = match input {
+        Some(input) => Some(Ahead::of(&tally, results, input).map_err(Failure::usage)?),
         None => None,
     };
     let counts = tally.counts();
@@ -108,10 +114,15 @@ pub(crate) fn status(results: &Path, input: Option<&Input>, as_json: bool) -> Ru
         wanted.map(|(_, (count, _))| count).sum()
     };
     let lines = sum(&|_| true);
-    let (again, retried) = (
-        sum(&|kind| !kind.is_final),
-        sum(&|kind| kind.is_final && kind.status == "failed"),
-    );
+    let (again, retried) = match &ahead {
+        Some(ahead) => (ahead.again, ahead.retried),
+        None => (
+            sum(&|kind| !kind.is_final),
+            sum(&|kind| kind.is_final && kind.status == "failed"),
+        ),
+    };
+    let without = ahead.as_ref().map(|ahead| ahead.without);
+    let refused = ahead.as_ref().and_then(|ahead| ahead.refused.as_deref());
     if as_json {
         let mut by_status: BTreeMap<&str, u64> = BTreeMap::new();
         let mut by_kind: BTreeMap<&str, serde_json::Value> = BTreeMap::new();
@@ -136,6 +147,7 @@ pub(crate) fn status(results: &Path, input: Option<&Input>, as_json: bool) -> Ru
             "resume": again,
             "retryFailed": retried,
             "withoutOutcome": without,
+            "resumeRefused": refused,
             "shard": tally.shard,
         }));
     }
@@ -170,11 +182,20 @@ pub(crate) fn status(results: &Path, input: Option<&Input>, as_json: bool) -> Ru
         }
         text.push('\n');
     }
+    let behind = match ahead {
+        Some(_) => "",
+        None => ", and the later lines of their conversations",
+    };
     let _ = writeln!(
         text,
-        "A resume would run {again} of these lines again; with --retry-failed {retried} more."
+        "A resume would run {again} of these lines again{behind}; with --retry-failed {retried} \
+         more."
     );
+    if let Some(problem) = refused {
+        let _ = writeln!(text, "A resume would be refused: {problem}.");
+    }
     let _ = match without {
+        Some(1) => writeln!(text, "1 line of the input has no outcome yet."),
         Some(without) => writeln!(text, "{without} lines of the input have no outcome yet."),
         None => writeln!(
             text,
@@ -184,27 +205,68 @@ pub(crate) fn status(results: &Path, input: Option<&Input>, as_json: bool) -> Ru
     print(&text)
 }
 
-/// How many lines of the input, of the results' shard, have no outcome.
-fn without_outcome(tally: &Tally, input: &Input) -> Result<u64, String> {
-    let shard = tally.shard.as_deref().and_then(|text| {
-        let (index, count) = text.split_once('/')?;
-        let index = index.parse::<u64>().ok()?.checked_sub(1)?;
-        let count = count.parse().ok().filter(|count| *count > 0)?;
-        Some(Shard { index, count })
-    });
-    let input = Input {
-        shard,
-        ..input.clone()
-    };
-    let mut lines = Opened::of(&input)?.lines()?;
-    let mut count = 0;
-    while let Some(record) = lines.next_record() {
-        if !tally.has(record.number) && (shard.is_none() || lines.read(record).is_some()) {
-            count += 1;
+/// What a resume over the input would do.
+struct Ahead {
+    /// Lines that have an outcome and would run again.
+    again: u64,
+    /// How many more of them with `--retry-failed`.
+    retried: u64,
+    /// Lines of the results' shard that have no outcome.
+    without: u64,
+    /// Why a resume without `--retry-failed` would do nothing.
+    refused: Option<String>,
+}
+
+impl Ahead {
+    fn of(tally: &Tally, results: &Path, input: &Input) -> Result<Ahead, String> {
+        let shard = tally.shard.as_deref().and_then(|text| {
+            let (index, count) = text.split_once('/')?;
+            let index = index.parse::<u64>().ok()?.checked_sub(1)?;
+            let count = count.parse().ok().filter(|count| *count > 0)?;
+            Some(Shard { index, count })
+        });
+        let input = Input {
+            shard,
+            ..input.clone()
+        };
+        let mut opened = Opened::of(&input)?;
+        opened.spool()?;
+        // As the resume does it, but nothing is written.
+        let past = |retry_failed: bool| -> Result<Past, String> {
+            let Some(mut results) = Results::open(results, true, shard, false)? else {
+                return Ok(Past::default());
+            };
+            let mut past = results.past()?;
+            if !past.is_empty() {
+                results.take_up(&mut past, retry_failed, || opened.lines())?;
+            }
+            Ok(past)
+        };
+        let (plain, retrying) = (past(false), past(true));
+        let mut ahead = Ahead {
+            again: 0,
+            retried: 0,
+            without: 0,
+            refused: plain.as_ref().err().cloned(),
+        };
+        let mut lines = opened.lines()?;
+        while let Some(record) = lines.next_record() {
+            let line = record.number;
+            if !tally.has(line) {
+                let ours = shard.is_none() || lines.read(record).is_some();
+                ahead.without += u64::from(ours);
+                continue;
+            }
+            let runs = |past: &Result<Past, String>, retry| {
+                past.as_ref().is_ok_and(|past| past.wants(line, retry))
+            };
+            let again = runs(&plain, false);
+            ahead.again += u64::from(again);
+            ahead.retried += u64::from(!again && runs(&retrying, true));
         }
-    }
-    match lines.failed.take() {
-        Some(error) => Err(cut(error)),
-        None => Ok(count),
+        match lines.failed.take() {
+            Some(error) => Err(cut(error)),
+            None => Ok(ahead),
+        }
     }
 }

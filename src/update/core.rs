@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use log::warn;
 
 use super::facts::Facts;
+use super::run::Run;
 use super::{Edit, Update};
 use crate::attributes::{Attributes, ValidationLimits};
 use crate::audit::{self, AuditMode, AuditRecord, AuditSink};
@@ -129,7 +130,17 @@ impl Core {
         call: &mut Call<'_>,
         hidden: &[&Attributes],
     ) -> Result<Snapshot> {
-        let state = self.session.fetch(call, &target.read_path(), |response| {
+        let state = self.read_state(target, call, hidden)?;
+        snapshot(target, &state)
+    }
+
+    fn read_state(
+        &self,
+        target: &Target,
+        call: &mut Call<'_>,
+        hidden: &[&Attributes],
+    ) -> Result<TargetState> {
+        self.session.fetch(call, &target.read_path(), |response| {
             if response.is_success() {
                 let read = target.parse(response);
                 read.map_err(|failure| (failure.error, failure.transient))
@@ -137,8 +148,35 @@ impl Core {
                 let error = self.refusal(target, response, hidden);
                 Err((advised(error, target, response, false), false))
             }
-        })?;
-        snapshot(target, &state)
+        })
+    }
+
+    /// Reads the target, and checks whatever an update would check before its first write.
+    pub(crate) fn preview(&self, update: &Update) -> Result<Snapshot> {
+        let target = update.target();
+        let wanted = update.checked(&self.limits, self.schema.as_ref())?;
+        let wire = &self.session.wire;
+        let id = target.conversation_id();
+        let mut call = wire.begin(wire.policy, Patience::Deadline, id, None);
+        let mut facts = Facts::new(target, wanted, &update.remove);
+        let order = Order {
+            update,
+            compute: None,
+            unique: false,
+            patience: Patience::Deadline,
+            cancel: None,
+        };
+        facts.state = match self.read_state(target, &mut call, &[&facts.wanted]) {
+            Ok(state) => state,
+            // The write would create it.
+            Err(error) if error.kind() == ErrorKind::NotFound && target.schema().is_some() => {
+                TargetState::with(Attributes::new())
+            }
+            Err(error) => {
+                return Err(error.with_effort(call.attempts, call.requests, call.latency()));
+            }
+        };
+        Run::new(self, order, call, facts).preview()
     }
 
     /// The error for an answer that is no success. Values of `hidden` are masked in its text.

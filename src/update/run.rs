@@ -17,7 +17,7 @@ use crate::date::Rfc3339;
 use crate::error::{Error, ErrorKind, Result, Rule, Violation};
 use crate::exchange::{Call, Class, Purpose, Stop};
 use crate::http::{Request, Response};
-use crate::receipt::Outcome;
+use crate::receipt::{Outcome, Snapshot};
 use crate::retry::Pause;
 use crate::sync::discard;
 use crate::target::{Change, TargetState};
@@ -223,6 +223,12 @@ impl<'a> Run<'a> {
                 Event::Refused { may: false }
             }
         }
+    }
+
+    /// What the target holds, once that allows the write.
+    pub(super) fn preview(mut self) -> Result<Snapshot> {
+        self.evaluate()?;
+        snapshot(self.facts.target, &self.facts.state)
     }
 
     /// Whether there is something to write, and it may be.

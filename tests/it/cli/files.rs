@@ -518,3 +518,164 @@ impl Drop for Killed {
         let _ = self.0.wait();
     }
 }
+
+/// A settings file names files of its own.
+#[test]
+fn files_that_the_settings_name_have_no_second_purpose_either() {
+    let (_, server) = plain();
+    let folder = Folder::new("same-settings");
+    let input = folder.file("in", line("a", 1));
+    let trail = folder.file("trail", "{\"id\":\"x\"}\n");
+    let schema = folder.file("schema", "{\"keys\":{}}");
+    let settings = |audit: &Path| {
+        let text = json!({
+            "baseUrl": server.url(), "clientId": "id", "clientSecret": "secret", "proxy": false,
+            "ratePerMinute": 0, "audit": { "file": audit },
+        });
+        folder.file("settings.json", text.to_string())
+    };
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let own = folder.path("settings.json");
+    for (audit, words) in [
+        (&trail, vec!["--failed".to_owned(), path(&trail)]),
+        (&trail, vec!["--metrics".to_owned(), path(&trail)]),
+        (&input, vec![]),
+        (&own, vec![]),
+    ] {
+        let settings = settings(audit);
+        let before = [&trail, &input, &settings].map(|path| std::fs::read(path).unwrap());
+        let mut command = bare();
+        command
+            .arg("batch")
+            .arg(&input)
+            .arg("--settings")
+            .arg(&settings);
+        let ended = run(command.args(&words));
+        assert_eq!(ended.code, 2, "{words:?}: {}", ended.err);
+        assert!(ended.err.contains("same file"), "{words:?}: {}", ended.err);
+        let after = [&trail, &input, &settings].map(|path| std::fs::read(path).unwrap());
+        assert_eq!(before, after, "{words:?}");
+    }
+    for option in ["--failed", "--metrics", "--audit", "--results"] {
+        let mut command = batch(&server, &input);
+        command
+            .arg("--schema-file")
+            .arg(&schema)
+            .arg(option)
+            .arg(&schema);
+        let ended = run(&mut command);
+        assert_eq!(ended.code, 2, "{option}: {}", ended.err);
+        assert_eq!(std::fs::read_to_string(&schema).unwrap(), "{\"keys\":{}}");
+    }
+    let value = folder.file("value", "x");
+    let word = format!("k=@{}", value.display());
+    let ended = run(program(&server)
+        .args(["update", "a", "--conversation", &word, "--audit"])
+        .arg(&value));
+    assert_eq!(ended.code, 2, "{}", ended.err);
+    assert_eq!(std::fs::read_to_string(&value).unwrap(), "x");
+}
+
+#[test]
+fn failed_file_has_the_later_lines_of_its_conversations_too() {
+    let (store, server) = plain();
+    let folder = Folder::new("failed-order");
+    let input = folder.file(
+        "in",
+        "{\"conversationId\":\"c\",\"attributes\":{\"tier\":\"old\",\"score\":1.5}}\n\
+         {\"conversationId\":\"d\",\"attributes\":{\"tier\":\"x\"}}\n\
+         {\"conversationId\":\"c\",\"attributes\":{\"tier\":\"new\"}}\n",
+    );
+    let failed = folder.path("failed");
+    let ended = run(batch(&server, &input).arg("--failed").arg(&failed));
+    assert_eq!(ended.code, 1, "{}", ended.err);
+    let text = std::fs::read_to_string(&failed).unwrap();
+    assert_eq!(text.lines().count(), 2, "{text}");
+    // Corrected and run, the newer value stays.
+    let again = folder.file("again", text.replace("1.5", "1"));
+    assert_eq!(run(&mut batch(&server, &again)).code, 0);
+    store.with("c", |c| assert_eq!(c.attributes["tier"], "new"));
+}
+
+#[test]
+#[cfg(unix)]
+fn failed_file_is_for_its_owner_and_a_link_to_it_stays() {
+    use std::os::unix::fs::PermissionsExt;
+    let (_, server) = plain();
+    let folder = Folder::new("failed-mode");
+    let input = folder.file(
+        "in",
+        "{\"conversationId\":\"c\",\"attributes\":{\"k\":1.5}}\n",
+    );
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let new = folder.path("new");
+    assert_eq!(
+        run(batch(&server, &input).arg("--failed").arg(&new)).code,
+        1
+    );
+    assert_eq!(mode(&new), 0o600);
+    let old = folder.file("old", "");
+    std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let link = folder.path("link");
+    std::os::unix::fs::symlink(&old, &link).unwrap();
+    assert_eq!(
+        run(batch(&server, &input).arg("--failed").arg(&link)).code,
+        1
+    );
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(mode(&old), 0o640);
+    assert_eq!(std::fs::read_to_string(&old).unwrap().lines().count(), 1);
+}
+
+#[test]
+fn csv_header_of_a_json_field_or_a_target_is_refused() {
+    let (store, server) = plain();
+    let folder = Folder::new("csv-fields");
+    for name in ["verify", "Verify?", "secure", "custom", "purpose"] {
+        let input = folder.file("in", format!("conversationId,{name},iban\nc,true,DE1\n"));
+        let ended = run(batch(&server, &input).arg("--csv"));
+        assert_eq!(ended.code, 2, "{name}: {}", ended.err);
+        assert!(ended.err.contains("resembles"), "{name}: {}", ended.err);
+    }
+    assert!(store.ids().is_empty());
+}
+
+#[test]
+fn status_counts_what_a_resume_over_the_input_would_run() {
+    let store = Store::default();
+    let server = store.serve(|req, _| req.path.contains("gone").then(|| Resp::json(404, "{}")));
+    let folder = Folder::new("status-input");
+    let lines = [line("gone", 1), line("a", 1), line("gone", 2), line("a", 2)];
+    let input = folder.file("in", lines.concat());
+    let file = folder.path("results");
+    assert_eq!(run(&mut resume(&server, &input, &file)).code, 1);
+    let counts = || {
+        let ended = run(bare().args(["status", "--json"]).arg(&file).arg(&input));
+        let status: Value = serde_json::from_str(&ended.out).unwrap();
+        ["resume", "retryFailed", "withoutOutcome"].map(|name| status[name].as_u64().unwrap())
+    };
+    assert_eq!(counts(), [0, 2, 0]);
+    // A hole: the line behind it of the same conversation runs again, too.
+    let text = std::fs::read_to_string(&file).unwrap();
+    let kept = text.lines().filter(|line| !line.contains("\"line\":2,"));
+    std::fs::write(
+        &file,
+        kept.map(|line| format!("{line}\n")).collect::<String>(),
+    )
+    .unwrap();
+    assert_eq!(counts(), [1, 2, 1]);
+    // Its own output is not its input.
+    let out = std::fs::OpenOptions::new()
+        .append(true)
+        .open(&file)
+        .unwrap();
+    let before = std::fs::read(&file).unwrap();
+    let status = bare()
+        .arg("status")
+        .arg(&file)
+        .stdout(out)
+        .stderr(Stdio::null())
+        .status();
+    assert_eq!(status.unwrap().code(), Some(2));
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+}

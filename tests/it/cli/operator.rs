@@ -344,7 +344,7 @@ fn credentials_file_is_told_of_by_name_and_line() {
     let ended = run(bare().args(["check", "--credentials"]).arg(&short));
     assert_eq!(ended.code, 2);
     assert!(
-        ended.err.contains("those of") && ended.err.contains("short"),
+        ended.err.contains("settings are from") && ended.err.contains("short"),
         "{}",
         ended.err
     );
@@ -443,4 +443,63 @@ fn settings_file_makes_the_client_and_is_named_where_it_is_wrong() {
     assert!(!ended.err.contains(SECRET));
     let both = run(bare().args(["check", "--settings", "a", "--credentials", "b"]));
     assert_eq!(both.code, 2);
+}
+
+/// What the run would refuse, the dry run refuses; and it makes no file.
+#[test]
+fn dry_run_checks_what_the_update_checks() {
+    let (store, server) = plain();
+    assert_eq!(
+        run(program(&server).args(["update", "c", "--conversation", "k=1"])).code,
+        0
+    );
+    let folder = Folder::new("dry-guards");
+    let audit = folder.path("audit");
+    for words in [vec!["k=2", "--if-version", "77"], vec!["n:=1.5"]] {
+        let mut command = program(&server);
+        command
+            .args(["update", "c", "--conversation", "--dry-run", "--audit"])
+            .arg(&audit);
+        let ended = run(command.args(&words));
+        assert_ne!(ended.code, 0, "{words:?}: {}", ended.out);
+        assert!(!ended.out.contains("wouldChange"), "{words:?}");
+    }
+    let text = "{\"conversationId\":\"c\",\"attributes\":{\"k\":\"2\"},\"ifVersion\":\"77\"}\n";
+    let input = folder.file("in", text);
+    let mut command = program(&server);
+    command
+        .args(["batch", "--diff", "--audit"])
+        .arg(&audit)
+        .arg(&input);
+    let ended = run(&mut command);
+    assert_eq!(ended.code, 1, "{}", ended.out);
+    assert_eq!(records(&ended.out)[0]["error"]["kind"], "conflict");
+    assert!(!audit.exists());
+    store.with("c", |c| assert_eq!(c.writes.len(), 1));
+}
+
+#[test]
+fn attribute_in_place_of_an_id_is_refused_without_being_shown() {
+    let (store, server) = plain();
+    for words in [
+        &["update", "iban=DE89370400440532013000", "tier=gold"][..],
+        &["get", "iban=DE89370400440532013000"],
+        &[
+            "update",
+            "c",
+            "--participant",
+            "iban=DE89370400440532013000",
+            "a=b",
+        ],
+    ] {
+        let ended = run(program(&server).args(words));
+        assert_eq!(ended.code, 2, "{words:?}");
+        assert!(
+            ended.err.contains("looks like an attribute"),
+            "{}",
+            ended.err
+        );
+        assert!(!ended.err.contains("DE89"), "{}", ended.err);
+    }
+    assert!(store.ids().is_empty());
 }

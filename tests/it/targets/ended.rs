@@ -73,7 +73,10 @@ fn ended_conversation_is_flagged_where_read_shows_it() {
     let sandbox = with(|_| {});
     let client = builder(&sandbox).build().unwrap();
     let update = Update::conversation("c-1").set("k", 1);
-    assert_eq!(client.update(&update).unwrap().conversation_ended, Some(false));
+    assert_eq!(
+        client.update(&update).unwrap().conversation_ended,
+        Some(false)
+    );
     change_in(&sandbox, |c| c.end_time = Some(END.into()));
     script(&sandbox, [applied_then_503()]);
     let receipt = client.update(&update.set("k", 2)).unwrap();
