@@ -40,11 +40,11 @@ pub(crate) fn entity_tag(version: &str) -> String {
     }
 }
 
-/// The version that a body holds, as text or number.
+/// The version that a body holds, as text or integer: any other number would not go back as it came.
 pub(crate) fn version_in_body(version: Option<&Value>) -> Option<String> {
     match version {
         Some(Value::String(text)) if is_version(text) => Some(text.clone()),
-        Some(Value::Number(number)) => Some(number.to_string()),
+        Some(Value::Number(number)) if !number.is_f64() => Some(number.to_string()),
         _ => None,
     }
 }

@@ -18,8 +18,11 @@ fn fit_to_print(text: &str) {
     assert!(!text.is_empty());
 }
 
-/// The rows of a CSV: line, digest, text and cells, read with a buffer of this size.
-fn rows(data: &[u8], buffer: usize) -> Vec<(u64, u64, Vec<u8>, Result<Vec<String>, String>)> {
+/// A row: line, digest, text and cells.
+type Found = (u64, u64, Vec<u8>, Result<Vec<String>, String>);
+
+/// The rows of a CSV, read with a buffer of this size.
+fn rows(data: &[u8], buffer: usize) -> Vec<Found> {
     let mut source = BufReader::with_capacity(buffer, data);
     let mut rows = Rows::new();
     let mut found = Vec::new();

@@ -4,6 +4,8 @@
 mod ambiguous;
 mod answers;
 mod connecting;
+mod hostile;
+mod matrix;
 mod proxies;
 mod reads;
 mod tls;

@@ -19,13 +19,23 @@ impl Authority {
     }
 
     fn server(&self, name: &str) -> rustls::ServerConfig {
+        self.server_with(name, rustls::DEFAULT_VERSIONS, |_| {})
+    }
+
+    fn server_with(
+        &self,
+        name: &str,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+        change: impl FnOnce(&mut rcgen::CertificateParams),
+    ) -> rustls::ServerConfig {
         let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        change(&mut params);
         let issuer = rcgen::Issuer::from_params(&self.params, &self.key);
         let certificate = params.signed_by(&key, &issuer).unwrap();
         let key = rustls::pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
         rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], key)
@@ -201,4 +211,124 @@ fn certificate_untrusted_is_final_and_sends_nothing() {
             assert!(server.state.requests.lock().unwrap().is_empty());
         }
     }
+}
+
+#[test]
+fn https_of_either_tls_version_works() {
+    let authority = Authority::new();
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let server = Https::start(authority.server_with("localhost", &[version], |_| {}));
+        let client = builder(&server.url())
+            .root_certificates(authority.pem.as_str())
+            .build()
+            .unwrap();
+        let receipt = client.update(&update()).unwrap();
+        assert_eq!(receipt.outcome, Outcome::Applied, "{version:?}");
+    }
+}
+
+#[test]
+fn certificate_expired_or_not_valid_yet_is_final_and_sends_nothing() {
+    let authority = Authority::new();
+    for (from, to) in [(2_000, 2_001), (4_000, 4_001)] {
+        let config = authority.server_with("localhost", rustls::DEFAULT_VERSIONS, |params| {
+            params.not_before = rcgen::date_time_ymd(from, 1, 1);
+            params.not_after = rcgen::date_time_ymd(to, 1, 1);
+        });
+        let server = Https::start(config);
+        let client = builder(&server.url())
+            .root_certificates(authority.pem.as_str())
+            .build()
+            .unwrap();
+        let error = client.update(&direct()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Connect, "{error}");
+        assert!(!error.is_transient() && !error.may_have_applied());
+        assert!(error.to_string().contains("not trusted"), "{error}");
+        drop(client);
+        assert!(server.state.requests.lock().unwrap().is_empty());
+    }
+}
+
+/// A proxy that opens tunnels to one address, to those who know the password.
+fn relay(to: SocketAddr) -> (SocketAddr, JoinHandle<Vec<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let thread = std::thread::spawn(move || {
+        let mut told = Vec::new();
+        // One refused, and one let through.
+        for _ in 0..2 {
+            let (client, _) = listener.accept().unwrap();
+            client
+                .set_read_timeout(Some(Duration::from_secs(10)))
+                .unwrap();
+            let mut head = BufReader::new(client.try_clone().unwrap());
+            let (mut line, mut authorized) = (String::new(), false);
+            head.read_line(&mut line).unwrap();
+            told.push(line.trim_end().to_owned());
+            loop {
+                let mut field = String::new();
+                head.read_line(&mut field).unwrap();
+                if field.trim_end().is_empty() {
+                    break;
+                }
+                let field = field.trim_end().to_ascii_lowercase();
+                authorized |= field == "proxy-authorization: basic dxnlcjpwyxnz";
+            }
+            let mut back = client;
+            if !authorized {
+                let refusal =
+                    "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n";
+                back.write_all(refusal.as_bytes()).unwrap();
+                continue;
+            }
+            back.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                .unwrap();
+            let mut server = TcpStream::connect(to).unwrap();
+            let mut answers = server.try_clone().unwrap();
+            let down = std::thread::spawn(move || {
+                let _ = std::io::copy(&mut answers, &mut back);
+            });
+            let _ = std::io::copy(&mut head, &mut server);
+            let _ = server.shutdown(std::net::Shutdown::Both);
+            let _ = down.join();
+        }
+        told
+    });
+    (address, thread)
+}
+
+#[test]
+fn https_through_a_proxy_with_a_password_is_checked_end_to_end() {
+    let name = "api.example.test";
+    let authority = Authority::new();
+    let server = Https::start(authority.server(name));
+    let (proxy, relaying) = relay(server.address);
+    for (user, allowed) in [("user:wrong@", false), ("user:pass@", true)] {
+        let client = builder(&format!("https://{name}"))
+            .proxy(format!("http://{user}{proxy}"))
+            .root_certificates(authority.pem.as_str())
+            .retry(RetryPolicy::default().with_max_attempts(1))
+            .build()
+            .unwrap();
+        match client.update(&update()) {
+            Ok(receipt) => {
+                assert!(allowed);
+                assert_eq!(receipt.outcome, Outcome::Applied);
+            }
+            Err(error) => {
+                assert!(!allowed, "{error}");
+                assert_eq!(error.kind(), ErrorKind::Connect, "{error}");
+                assert!(error.to_string().contains("proxy"), "{error}");
+                assert!(!error.to_string().contains("wrong"), "{error}");
+            }
+        }
+    }
+    let told = relaying.join().unwrap();
+    assert_eq!(told, ["CONNECT api.example.test:443 HTTP/1.1"; 2]);
+    let requests = server.state.requests.lock().unwrap();
+    let seen: Vec<&str> = requests
+        .iter()
+        .map(|(method, ..)| method.as_str())
+        .collect();
+    assert_eq!(seen, ["GET", "PATCH"]);
 }
