@@ -5,17 +5,19 @@
 //! tells of each write what it changed: one that changed more than what its writer set has lost somebody's value on the way.
 
 use std::collections::BTreeMap;
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use genesys_attributes::{
-    Attributes, Client, Credentials, ErrorKind, Metrics, Outcome, RateLimit, Region, RetryPolicy,
-    Target, Update,
+    Attributes, Cancel, Client, Credentials, Error, ErrorKind, ManualClock, Method, Metrics,
+    Outcome, RateLimit, Region, Request, Response, RetryPolicy, Sent, Target, Transport,
+    TransportError, Update,
 };
 use serde_json::{Map, Value};
 
+use crate::memory::Memory;
 use crate::sandbox::{Backend, Record, Sandbox};
 
 const ROUNDS: u64 = 25;
@@ -310,4 +312,140 @@ fn clients_counting_together_lose_no_step() {
             8 * ADDITIONS
         );
     }
+}
+
+/// 64 threads on one client, whose token expires all the time, whose platform throttles, refuses and
+/// loses answers, and whose hooks panic, update, block and drop what they subscribed to; half of the
+/// threads are cancelled on the way.
+#[test]
+fn threads_through_expiry_throttling_faults_hooks_and_a_cancel_keep_every_promise() {
+    const THREADS: usize = 64;
+    const UPDATES: u64 = 40;
+    let memory = Memory::new();
+    memory.world(|world| world.check_credentials = false);
+    let clock = ManualClock::new();
+    let (requests, logins) = (AtomicU64::new(0), AtomicU64::new(0));
+    let logging_in = AtomicBool::new(false);
+    let (platform, time) = (memory.clone(), clock.clone());
+    let transport = move |request: &Request| {
+        if request.method() == Method::Post {
+            assert!(
+                !logging_in.swap(true, Ordering::SeqCst),
+                "two logins at once"
+            );
+            thread::yield_now();
+            let number = logins.fetch_add(1, Ordering::SeqCst);
+            logging_in.store(false, Ordering::SeqCst);
+            let token = format!("{{\"access_token\":\"t-{number}\",\"expires_in\":2}}");
+            return Ok(Response::new(200).with_body(token));
+        }
+        let number = requests.fetch_add(1, Ordering::SeqCst);
+        // Tokens age while requests are made.
+        time.advance(Duration::from_millis(3));
+        match number % 53 {
+            7 => Ok(Response::new(429).with_header("Retry-After", "1")),
+            19 => Ok(Response::new(401)),
+            23 => Ok(Response::new(503).with_header("Retry-After", "1")),
+            31 | 37 => {
+                // It takes effect, and the answer is lost.
+                let _ = platform.send(request);
+                let lost = Error::new(ErrorKind::Transport, "lost");
+                Err(TransportError::new(lost, Sent::Maybe))
+            }
+            _ => platform.send(request),
+        }
+    };
+    let events = Arc::new(AtomicU64::new(0));
+    let counted = events.clone();
+    let inside: Arc<OnceLock<Client>> = Arc::default();
+    let (nested, receivers) = (inside.clone(), inside.clone());
+    let client = Client::builder(
+        Region::parse("eu-west-1").unwrap(),
+        Credentials::new("id", "secret"),
+    )
+    .base_url("http://127.0.0.1:1")
+    .transport(transport)
+    .clock(clock.clone())
+    .rate_limit(RateLimit::unlimited())
+    // The sleeps of all threads add up on one clock.
+    .retry(RetryPolicy::default().with_deadline(Duration::from_secs(86_400)))
+    .on_update(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+    })
+    .on_update(|event| assert!(event.sequence % 7 != 0, "on purpose"))
+    .on_update(move |event| {
+        let again = !event.conversation_id.starts_with("hook") && event.sequence % 5 == 0;
+        if let (true, Some(client)) = (again, nested.get()) {
+            let id = format!("hook-{}", event.sequence % 3);
+            let _ = client.update(&Update::conversation(id).set("n", event.sequence));
+        }
+    })
+    .on_update(move |event| {
+        if let (0, Some(client)) = (event.sequence % 11, receivers.get()) {
+            drop(client.subscribe(1));
+        }
+        thread::yield_now();
+    })
+    .build()
+    .unwrap();
+    assert!(inside.set(client.clone()).is_ok());
+
+    let cancel = Cancel::new();
+    let (done, confirmed, cancelled) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let start = Barrier::new(THREADS);
+    thread::scope(|scope| {
+        for n in 0..THREADS {
+            let (client, cancel, memory) = (client.clone(), &cancel, &memory);
+            let (start, done, confirmed, cancelled) = (&start, &done, &confirmed, &cancelled);
+            scope.spawn(move || {
+                start.wait();
+                let own = format!("own-{n}");
+                for round in 1..=UPDATES {
+                    // Its own conversation, and one that all share.
+                    for id in [own.as_str(), "shared"] {
+                        let key = format!("k-{n}");
+                        let update = Update::conversation(id).set(&key, round);
+                        let result = match n % 2 {
+                            0 => client.update(&update),
+                            _ => client.update_cancellable(&update, cancel),
+                        };
+                        match result {
+                            Ok(receipt) => {
+                                assert_ne!(receipt.outcome, Outcome::Unchanged);
+                                confirmed.fetch_add(1, Ordering::SeqCst);
+                                let value = memory.world(|world| {
+                                    world.conversations[id].attributes[&key].as_u64()
+                                });
+                                assert_eq!(value, Some(round), "{id}: confirmed, and not there");
+                            }
+                            Err(error) if error.kind() == ErrorKind::Cancelled && n % 2 == 1 => {
+                                cancelled.fetch_add(1, Ordering::SeqCst);
+                            }
+                            Err(error) => panic!("{id}: {error}"),
+                        }
+                        if done.fetch_add(1, Ordering::SeqCst) == THREADS as u64 * UPDATES {
+                            cancel.cancel();
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let metrics = client.metrics();
+    let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+    assert!(count(&cancelled) > 0, "nobody was cancelled");
+    assert_eq!(
+        count(&confirmed) + count(&cancelled),
+        2 * THREADS as u64 * UPDATES
+    );
+    assert_eq!(count(&events), metrics.applied + metrics.already_applied);
+    assert!(count(&events) > count(&confirmed), "no hook updated");
+    assert!(
+        metrics.hook_panics > 0 && metrics.token_refreshes > 10,
+        "{metrics:?}"
+    );
+    assert!(
+        metrics.rate_limited > 0 && metrics.conflicts > 0,
+        "{metrics:?}"
+    );
 }
