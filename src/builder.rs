@@ -156,6 +156,13 @@ impl ClientBuilder {
     /// # Errors
     ///
     /// [`ErrorKind::Config`], naming the variable that is missing or wrong.
+    ///
+    /// ```no_run
+    /// use genesys_attributes::{ClientBuilder, RateLimit};
+    ///
+    /// let client = ClientBuilder::from_env()?.rate_limit(RateLimit::per_minute(120)).build()?;
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
     pub fn from_env() -> Result<ClientBuilder> {
         ClientBuilder::from_variables(variable)
     }
@@ -272,6 +279,15 @@ impl ClientBuilder {
     }
 
     /// Checks every update against a schema of your own, too. Default: none.
+    ///
+    /// ```
+    /// use genesys_attributes::validate::{Field, Schema};
+    /// use genesys_attributes::{Client, Credentials, Region};
+    ///
+    /// let builder = Client::builder(Region::parse("eu-west-1")?, Credentials::new("id", "secret"))
+    ///     .schema(Schema::new().key("tier", Field::text().one_of(["gold", "premium"])));
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
     pub fn schema(mut self, schema: Schema) -> ClientBuilder {
         self.schema = Some(schema);
         self
@@ -317,7 +333,22 @@ impl ClientBuilder {
         self
     }
 
-    /// Records every update in `sink`. Default: no audit.
+    /// Records each update that writes in `sink` (an intent before the first write, an outcome after
+    /// the last answer), and each one that is refused (an outcome). An update that has nothing to
+    /// change leaves no record, nor does one that is made from inside of a sink. Default: no audit.
+    ///
+    /// Take an [`AuditFile`](crate::audit::AuditFile) for a file,
+    /// [`JsonLines`](crate::audit::JsonLines) for a stream, [`LogSink`](crate::audit::LogSink) for the
+    /// log, or a closure.
+    ///
+    /// ```
+    /// use genesys_attributes::audit::LogSink;
+    /// use genesys_attributes::{Client, Credentials, Region};
+    ///
+    /// let builder = Client::builder(Region::parse("eu-west-1")?, Credentials::new("id", "secret"))
+    ///     .audit(LogSink::default());
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
     pub fn audit(mut self, sink: impl AuditSink + 'static) -> ClientBuilder {
         self.audit = Some(Arc::new(sink));
         self
@@ -360,6 +391,13 @@ impl ClientBuilder {
 
     /// Trusts these certificate authorities, and no others: PEM text. It replaces the built-in
     /// set of Mozilla's.
+    ///
+    /// ```no_run
+    /// # use genesys_attributes::{Client, Credentials, Region};
+    /// let builder = Client::builder(Region::parse("eu-west-1")?, Credentials::new("id", "secret"))
+    ///     .root_certificates(std::fs::read("company-ca.pem")?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> ClientBuilder {
         self.transport_options.root_certificates = Some(pem.into());
         self
@@ -406,6 +444,17 @@ impl ClientBuilder {
     }
 
     /// Takes the time from another clock; for tests.
+    ///
+    /// ```
+    /// use genesys_attributes::clock::ManualClock;
+    /// use genesys_attributes::{Client, Credentials, Region};
+    ///
+    /// let clock = ManualClock::new(); // waits return at once, and are written down
+    /// let builder = Client::builder(Region::parse("eu-west-1")?, Credentials::new("id", "secret"))
+    ///     .clock(clock.clone());
+    /// assert!(clock.sleeps().is_empty());
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
     pub fn clock(mut self, clock: impl Clock + 'static) -> ClientBuilder {
         self.clock = Arc::new(clock);
         self

@@ -82,8 +82,9 @@ impl Client {
     /// Sets attributes: checks them, reads the version if it is not known, writes, and settles
     /// conflicts and ambiguous outcomes.
     ///
-    /// A cold update (nothing known of the conversation) costs two requests, a warm one (of a
-    /// conversation or purpose that this client wrote lately) one. Updates of one conversation
+    /// By a participant's id it costs one request; secure attributes, custom records and participants
+    /// of other purposes than `customer` and `external` two; those two and the conversation-level
+    /// endpoint two the first time (cold), and then one (warm). Updates of one conversation
     /// through one client take turns, first come, first served, within the deadline.
     ///
     /// # Errors
@@ -92,8 +93,6 @@ impl Client {
     /// `PayloadTooLarge` (not sent, or refused), `Auth`, `Forbidden`, `NotFound`, `Conflict` (after
     /// [`max_conflicts`](crate::RetryPolicy::max_conflicts), or with `if_version`), `RateLimited`,
     /// `Timeout`, `Connect`, `Transport`, `Server`, `Protocol`, and `Audit` in strict mode.
-    ///
-    /// Source: the Platform API's Conversations endpoints.
     ///
     /// ```no_run
     /// # use genesys_attributes::{Client, Update};
@@ -115,6 +114,15 @@ impl Client {
     /// # Errors
     ///
     /// As [`Client::update`], and [`ErrorKind::Cancelled`].
+    ///
+    /// ```no_run
+    /// # use genesys_attributes::{Cancel, Client, Update};
+    /// # let client = Client::from_env()?;
+    /// let cancel = Cancel::new(); // a clone of it goes to the thread that may give up
+    /// let update = Update::participant("5b2f0c1e", "customer").set("customer.tier", "premium");
+    /// let receipt = client.update_cancellable(&update, &cancel)?;
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
     pub fn update_cancellable(&self, update: &Update, cancel: &Cancel) -> Result<Receipt> {
         self.execute(update, Patience::Deadline, Some(cancel))
     }
@@ -261,6 +269,18 @@ impl Client {
     }
 
     /// A bounded channel of the events from now on, of 1 to 65,536 places (`capacity` is clamped).
+    ///
+    /// ```no_run
+    /// # use genesys_attributes::Client;
+    /// # let client = Client::from_env()?;
+    /// let events = client.subscribe(1_000);
+    /// std::thread::spawn(move || {
+    ///     for delivery in events {
+    ///         println!("{}, {} lost before", delivery.conversation_id, delivery.lost_before);
+    ///     }
+    /// });
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
     pub fn subscribe(&self, capacity: usize) -> Subscription {
         self.core
             .listeners
@@ -277,6 +297,13 @@ impl Client {
     /// # Errors
     ///
     /// `Auth` when the credentials are refused; others as in [`Client::update`].
+    ///
+    /// ```no_run
+    /// # use genesys_attributes::Client;
+    /// # let client = Client::from_env()?;
+    /// println!("{:?}", client.verify_credentials()?.organization_name);
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
     pub fn verify_credentials(&self) -> Result<Identity> {
         let session = &self.core.session;
         let policy = session.wire.policy;
@@ -295,6 +322,14 @@ impl Client {
     /// # Errors
     ///
     /// `Timeout` when updates are still in flight after `timeout`; `Audit` when the sink fails.
+    ///
+    /// ```no_run
+    /// # use genesys_attributes::Client;
+    /// # let client = Client::from_env()?;
+    /// client.flush(std::time::Duration::from_secs(5))?;
+    /// print!("{}", client.metrics().to_prometheus());
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
     pub fn flush(&self, timeout: Duration) -> Result<()> {
         const STEP: Duration = Duration::from_millis(5);
         let core = &self.core;

@@ -1,4 +1,6 @@
-//! Time: the only place that reads a clock or sleeps.
+//! Where the library takes the time from, and a clock for tests.
+
+// The only place that reads a clock or sleeps.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -48,7 +50,7 @@ impl Clock for SystemClock {
 /// their time.
 ///
 /// ```
-/// use genesys_attributes::{Clock, ManualClock};
+/// use genesys_attributes::clock::{Clock, ManualClock};
 /// use std::time::Duration;
 ///
 /// let clock = ManualClock::new();

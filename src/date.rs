@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// year 9999 as its last second.
 ///
 /// ```
-/// use genesys_attributes::rfc3339;
+/// use genesys_attributes::clock::rfc3339;
 /// use std::time::{Duration, UNIX_EPOCH};
 ///
 /// let time = UNIX_EPOCH + Duration::from_millis(1_767_225_600_250);

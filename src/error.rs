@@ -54,7 +54,8 @@ pub enum ErrorKind {
     Audit,
     /// The caller cancelled the work.
     Cancelled,
-    /// A defect of this library, or of a hook or transport that panicked inside it.
+    /// A defect of this library; or a transport, clock or closure of yours panicked during the
+    /// update.
     Internal,
 }
 
@@ -443,8 +444,8 @@ impl StdError for Error {
 }
 
 /// The `error` object of a batch outcome: `kind`, `message`, `violations`, and where they are
-/// known `httpStatus`, `code`, `correlationId`, `retryAfterSeconds`, `missingPermissions` and
-/// `mayHaveApplied`.
+/// known `httpStatus`, `code`, `correlationId`, `retryAfterSeconds`, `missingPermissions`,
+/// `mayHaveApplied`, `duringLogin`, and `transient` where it is not what its kind usually is.
 impl Serialize for Error {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let inner = &self.0;
@@ -469,13 +470,18 @@ impl Serialize for Error {
         if inner.may_have_applied {
             s.serialize_field("mayHaveApplied", &true)?;
         }
+        if inner.during_login {
+            s.serialize_field("duringLogin", &true)?;
+        }
+        if self.is_transient() != inner.kind.usually_passes() {
+            s.serialize_field("transient", &self.is_transient())?;
+        }
         s.serialize_field("violations", &inner.violations)?;
         s.end()
     }
 }
 
-/// Reads what serializing wrote. What that leaves out (the source, the effort) is not there, and
-/// whether it is transient is what its kind usually is.
+/// Reads what serializing wrote. What that leaves out (the source, the effort) is not there.
 impl<'de> Deserialize<'de> for Error {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         #[derive(serde::Deserialize)]
@@ -496,6 +502,10 @@ impl<'de> Deserialize<'de> for Error {
             #[serde(default)]
             may_have_applied: bool,
             #[serde(default)]
+            during_login: bool,
+            #[serde(default)]
+            transient: Option<bool>,
+            #[serde(default)]
             violations: Vec<Violation>,
         }
         let fields = Fields::deserialize(deserializer)?;
@@ -508,7 +518,13 @@ impl<'de> Deserialize<'de> for Error {
             .with_retry_after(fields.retry_after_seconds.map(Duration::from_secs));
         error.0.http_status = fields.http_status;
         error.0.violations = fields.violations;
-        Ok(error)
+        if fields.during_login {
+            error = error.with_login();
+        }
+        Ok(match fields.transient {
+            Some(transient) => error.with_transient(transient),
+            None => error,
+        })
     }
 }
 

@@ -248,6 +248,7 @@ impl Deref for Delivery {
 /// When it is full, new events are dropped and counted, and the next one that fits holds their number.
 /// Dropping it ends the subscription; events that wait in it then are counted and logged. A full
 /// or slow one does not hold an update up.
+#[must_use = "a subscription that is dropped ends"]
 pub struct Subscription {
     receiver: Receiver<Delivery>,
     lost: Arc<AtomicU64>,

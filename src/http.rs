@@ -136,11 +136,12 @@ pub(crate) enum Body {
 /// A response as a [`Transport`] hands it back.
 ///
 /// ```
-/// use genesys_attributes::Response;
+/// use genesys_attributes::http::Response;
 ///
 /// let response = Response::new(429).with_header("Retry-After", "7").with_body("{}");
 /// assert_eq!(response.header("retry-after"), Some("7"));
 /// ```
+#[must_use = "a response does nothing until a transport returns it"]
 #[derive(Clone)]
 pub struct Response {
     pub(crate) status: u16,
@@ -321,7 +322,9 @@ impl fmt::Debug for Response {
 /// A request that got no status line.
 ///
 /// ```
-/// use genesys_attributes::{Error, ErrorKind, Sent, TransportError};
+/// use genesys_attributes::error::Sent;
+/// use genesys_attributes::http::TransportError;
+/// use genesys_attributes::{Error, ErrorKind};
 ///
 /// let refused = Error::new(ErrorKind::Connect, "nothing is listening there");
 /// let failure = TransportError::new(refused, Sent::No);
@@ -387,6 +390,24 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
     }
 }
 
+/// A closure, whose parameter needs its type. [`TransportError::new`] says how far a failed request
+/// got; its error is of the kind `Connect` (not sent), `Timeout` or `Transport` (perhaps).
+///
+/// ```
+/// use genesys_attributes::error::Sent;
+/// use genesys_attributes::http::{Request, Response, TransportError};
+/// use genesys_attributes::{Client, Credentials, Error, ErrorKind, Region};
+///
+/// let builder = Client::builder(Region::parse("eu-west-1")?, Credentials::access_token("token"))
+///     .transport(|request: &Request| match request.url().ends_with("/attributes") {
+///         true => Ok(Response::new(202)),
+///         false => Err(TransportError::new(
+///             Error::new(ErrorKind::Transport, "the connection broke"),
+///             Sent::Maybe,
+///         )),
+///     });
+/// # Ok::<(), genesys_attributes::Error>(())
+/// ```
 impl<F> Transport for F
 where
     F: Fn(&Request) -> std::result::Result<Response, TransportError> + Send + Sync,

@@ -27,8 +27,13 @@
 //! | read, compute and write | [`Client::update_with`], [`Client::update_with_options`] |
 //! | run many updates | [`Batch`] |
 //! | check before sending | [`Update::validate`], [`Client::validate`], rules of your own with a [`validate::Schema`] |
+//! | see what an update would change | [`Client::preview`] |
 //! | hear of changes | [`ClientBuilder::on_update`], [`Client::subscribe`] |
-//! | keep a record | [`ClientBuilder::audit`] |
+//! | keep a record | [`ClientBuilder::audit`] with an [`audit::AuditFile`] |
+//! | pass changes on, also after a crash | `forward::Forwarder` with a `webhook::Webhook` (feature `forward`) |
+//! | spare a read for each participant | [`Client::prefetch_participants`] |
+//! | see whose token it is | [`Client::verify_credentials`] |
+//! | end a program in order | [`Client::flush`] |
 //! | measure | [`Client::metrics`] |
 //! | bound time and attempts | [`RetryPolicy`], [`Timeouts`], [`RateLimit`], [`Cancel`] |
 //! | decide what an error means | [`Error::kind`], [`Error::is_transient`], [`Error::may_have_applied`] |
@@ -39,14 +44,14 @@
 //!
 //! | guaranteed | unless |
 //! |---|---|
-//! | Nothing is sent before every key and value is checked; all violations are reported at once. | |
+//! | Nothing is written before every key and value is checked, and an update with given values is refused before any request; all violations are reported at once. | Computed values, and `system.` keys of a conversation that has ended, are checked after the read. |
 //! | A write to a target with a lock carries its version. | There is none yet: the first write of a secure map or custom record. |
 //! | A confirmed write is not sent again, whatever became of the rest of its answer. | |
-//! | `Ok` means that the values were in place. | A target without a lock: a delayed copy of an earlier write may land later. |
+//! | `Ok` means that the platform confirmed the write, or that a read found the values in place. | A participant's values are stored shortly after the answer: [`Update::verify`] waits for them. Without a lock a delayed copy of an earlier write may land later. |
 //! | An error without [`Error::may_have_applied`] means that this update changed nothing. | |
 //! | One event for each `Ok` of [`Outcome::Applied`] or [`Outcome::AlreadyApplied`], none otherwise. | |
 //! | Updates of one conversation through one client take turns, first come, first served. | |
-//! | No request is sent inside a pause that the platform asked for, nor beyond the rate limit. | Other clients with the same token. |
+//! | No request is sent inside a pause that the platform asked for, nor beyond the rate limit. | A pause longer than [`RetryPolicy::max_retry_after`]: the update fails at once, and the next one asks again. Other clients with the same token. |
 //!
 //! On a target without a lock (participants, unlocked secure attributes) the last writer wins.
 //!
@@ -64,7 +69,7 @@
 //! |---|---|
 //! | `rustls` (default) | https; without it only loopback http, `allow_http` or an own [`http::Transport`] |
 //! | `testing` | an in-memory platform to test your own code with |
-//! | `forward` | `forward`: from the audit file to webhooks and queues, also after a crash |
+//! | `forward` | the modules `forward` and `webhook`: from the audit file to webhooks and queues, also after a crash |
 //! | `cli` | the program `genesys-attributes` |
 //! | `capi` | the C interface; see `include/genesys_attributes.h` |
 //!

@@ -1,4 +1,4 @@
-//! Counting: atomics while it runs, a snapshot as JSON or Prometheus text for whoever looks.
+//! What a client has done, as numbers, JSON or Prometheus text.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -68,7 +68,7 @@ pub enum Status {
     AlreadyApplied,
     /// There was nothing to change.
     Unchanged,
-    /// It failed after it had come as far as writing.
+    /// In an audit: it failed after its intent was recorded. In a batch: it failed, for any reason.
     Failed,
     /// It was refused before anything was written: by validation, a guard or a failed read.
     Refused,

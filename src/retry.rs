@@ -1,8 +1,9 @@
-//! How long to wait before a request is sent again, and whether there is time for it. It takes the
-//! time, and has neither I/O nor a clock.
+//! How often and how long an update is tried.
 //!
 //! A wait that would end after the deadline is not begun: the call then fails at once with the last
 //! real error.
+
+// It takes the time, and has neither I/O nor a clock.
 
 use std::time::{Duration, Instant};
 

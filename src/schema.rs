@@ -19,7 +19,8 @@ use crate::sync::discard;
 /// end; the longest pattern that matches a key counts.
 ///
 /// ```
-/// use genesys_attributes::{Field, Schema, Update};
+/// use genesys_attributes::Update;
+/// use genesys_attributes::validate::{Field, Schema};
 ///
 /// let schema = Schema::new()
 ///     .key("customer.tier", Field::text().required().one_of(["gold", "premium"]))
@@ -239,7 +240,7 @@ impl Schema {
     /// Adds a check of the attributes as a whole; see [`Violation::custom`].
     ///
     /// ```
-    /// use genesys_attributes::{Schema, Violation};
+    /// use genesys_attributes::validate::{Schema, Violation};
     ///
     /// let schema = Schema::new().check(|attributes| {
     ///     if attributes.contains_key("from") != attributes.contains_key("to") {
@@ -259,7 +260,7 @@ impl Schema {
     /// Reads a schema from JSON:
     ///
     /// ```
-    /// use genesys_attributes::Schema;
+    /// use genesys_attributes::validate::Schema;
     ///
     /// let schema = Schema::from_json(r#"{
     ///     "keys": {

@@ -119,7 +119,7 @@ impl Violation {
     /// what is wrong, and should not hold the value.
     ///
     /// ```
-    /// use genesys_attributes::Violation;
+    /// use genesys_attributes::validate::Violation;
     ///
     /// let violation = Violation::custom("iban", "checksum", "a wrong check digit");
     /// assert_eq!(violation.to_string(), "\"iban\" breaks the rule checksum: a wrong check digit");

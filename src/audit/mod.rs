@@ -54,7 +54,8 @@ impl fmt::Display for AuditPhase {
 /// [`into_owned`](AuditRecord::into_owned) makes one to keep. `Debug` shows no values.
 ///
 /// ```
-/// use genesys_attributes::{AuditRecord, Status};
+/// use genesys_attributes::Status;
+/// use genesys_attributes::audit::AuditRecord;
 ///
 /// let line = r#"{"id":"1-1","phase":"outcome","timestamp":"2026-01-01T00:00:00.000Z",
 ///     "conversationId":"c-1","target":"secure","status":"applied","updatedKeys":["iban"],
@@ -230,7 +231,19 @@ impl<S: AuditSink + ?Sized> AuditSink for Arc<S> {
     }
 }
 
-/// A closure that keeps one record.
+/// A closure that keeps one record. Its parameter needs its type:
+///
+/// ```
+/// use genesys_attributes::audit::AuditRecord;
+/// use genesys_attributes::{Client, Credentials, Region};
+///
+/// let builder = Client::builder(Region::parse("eu-west-1")?, Credentials::new("id", "secret"))
+///     .audit(|record: &AuditRecord<'_>| {
+///         println!("{} {}", record.conversation_id, record.status);
+///         Ok(())
+///     });
+/// # Ok::<(), genesys_attributes::Error>(())
+/// ```
 impl<F> AuditSink for F
 where
     F: Fn(&AuditRecord<'_>) -> io::Result<()> + Send + Sync,
@@ -254,17 +267,13 @@ pub enum AuditMode {
 /// An [`AuditSink`] of JSON lines: one record a line, in one write, flushed before the update
 /// goes on.
 ///
-/// What is flushed to a file survives the end of the process, not a power loss; for that give a
-/// writer that syncs in `flush`.
+/// It is for streams: standard error, a pipe, a socket. For a file take [`AuditFile`], which survives
+/// rotation and the torn line of a process that died, and can be forwarded from.
 ///
 /// ```
-/// use genesys_attributes::JsonLines;
+/// use genesys_attributes::audit::JsonLines;
 ///
-/// # let path = std::env::temp_dir().join(format!("audit-doc-{}.jsonl", std::process::id()));
-/// let file = std::fs::OpenOptions::new().create(true).append(true).open(&path)?;
-/// let sink = JsonLines::new(file);
-/// # drop(sink); std::fs::remove_file(path)?;
-/// # Ok::<(), std::io::Error>(())
+/// let sink = JsonLines::new(std::io::stderr());
 /// ```
 pub struct JsonLines<W> {
     state: Mutex<Lines<W>>,

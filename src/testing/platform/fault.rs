@@ -17,6 +17,7 @@ use super::{Call, TOKEN_PATH};
 /// let broken = Fault::on_api(Action::status(500)).path("/c-13").always();
 /// # let _ = (lost, throttled, broken);
 /// ```
+#[must_use = "a fault does nothing until a platform is given it"]
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fault {
     /// Empty: any.
