@@ -2,8 +2,8 @@
 //! replaced when the platform refuses them, by one thread at a time.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -17,7 +17,7 @@ use crate::retry::Patience;
 use crate::secret::Secret;
 #[cfg(test)]
 use crate::simulation::mistake::{Mistake, planted};
-use crate::sync::{Cancel, lock, wait};
+use crate::sync::{Cancel, Condvar, Mutex, lock, wait};
 
 /// How the client proves who it is.
 ///

@@ -2,10 +2,9 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 
 /// How long the id of a participant is remembered.
 const PARTICIPANT_LIFE: Duration = Duration::from_secs(300);

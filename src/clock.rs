@@ -3,12 +3,12 @@
 // The only place that reads a clock or sleeps.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use crate::date::rfc3339;
 use crate::error::Result;
-use crate::sync::{Cancel, SLICE, lock};
+use crate::sync::{Cancel, Mutex, SLICE, lock};
 
 /// A source of time, and the way to wait for it to pass.
 ///

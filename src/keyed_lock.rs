@@ -2,17 +2,17 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::{Cancel, lock, wait};
+use crate::sync::{Cancel, Condvar, Mutex, lock, wait};
 
 /// Threads that work on different keys rarely meet in one of these.
-const SHARDS: usize = 64;
+const SHARDS: usize = if cfg!(loom) { 1 } else { 64 };
 
 /// A lock for each key. A released one is handed to the thread that waits longest, and only that
 /// thread is woken.
@@ -31,9 +31,12 @@ struct Waiter {
     woken: Condvar,
 }
 
+#[cfg(loom)]
+use loom::thread_local;
+
 thread_local! {
     /// The locks of which this thread holds a key.
-    static HELD_HERE: RefCell<Vec<*const KeyedLock>> = const { RefCell::new(Vec::new()) };
+    static HELD_HERE: RefCell<Vec<*const KeyedLock>> = RefCell::new(Vec::new());
 }
 
 /// Runs `work` as another thread would: without the keys that this one holds.
@@ -74,7 +77,7 @@ impl KeyedLock {
         limit: Duration,
         cancel: Option<&Cancel>,
     ) -> Result<KeyGuard<'a>> {
-        if HELD_HERE.with_borrow(|held| held.contains(&std::ptr::from_ref(self))) {
+        if HELD_HERE.with(|held| held.borrow().contains(&std::ptr::from_ref(self))) {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 "code that is called from inside of an update (an update_with closure, an audit \
@@ -109,7 +112,7 @@ impl KeyedLock {
                 waited_since = Some(begun);
             }
         }
-        HELD_HERE.with_borrow_mut(|held| held.push(self));
+        HELD_HERE.with(|held| held.borrow_mut().push(self));
         Ok(KeyGuard {
             owner: self,
             key,
@@ -154,7 +157,8 @@ impl KeyGuard<'_> {
 
 impl Drop for KeyGuard<'_> {
     fn drop(&mut self) {
-        HELD_HERE.with_borrow_mut(|held| {
+        HELD_HERE.with(|held| {
+            let mut held = held.borrow_mut();
             let of_owner = |lock: &*const KeyedLock| std::ptr::eq(*lock, self.owner);
             if let Some(at) = held.iter().position(of_owner) {
                 held.swap_remove(at);

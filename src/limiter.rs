@@ -2,11 +2,10 @@
 //! after the platform said 429. Takes the time, answers "go" or "wait this long".
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 
 /// How many API requests a client sends at most, over all of its clones and threads.
 ///
