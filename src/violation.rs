@@ -178,7 +178,7 @@ impl fmt::Display for Violation {
             ),
             Rule::Ended => write!(
                 f,
-                "the conversation is {found}, and the client refuses to update those: see ended_conversations"
+                "the conversation is {found}, and updates of such are set to be refused"
             ),
             Rule::Unsupported => write!(f, "{key} cannot be used here: {found}"),
             Rule::Schema => write!(f, "{key:?} breaks the schema: found {found}"),

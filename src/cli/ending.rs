@@ -41,19 +41,24 @@ impl End<'_> {
         let watched = screen::style() != Style::None;
         screen::block(&summary::text(report, failures, watched));
         if lost > 0 {
-            let made = match options.client.audit_strict {
-                true => "",
-                false => {
-                    ": their updates were made all the same (--audit-strict makes none without its \
-                     record)"
-                }
-            };
-            screen::error(&format!("{lost} audit records were lost{made}"));
+            screen::error(&match options.client.audit_strict {
+                true => format!(
+                    "{lost} audit records could not be written, and with --audit-strict nothing is \
+                     sent without its record"
+                ),
+                false => format!(
+                    "{lost} audit records were lost: their updates were made all the same \
+                     (--audit-strict makes none without its record)"
+                ),
+            });
         }
         if let Some(why) = self.why_stopped() {
-            screen::note(&format!(
-                "stopped early: {why}; lines without an outcome were not sent"
-            ));
+            let text = format!("stopped early: {why}; lines without an outcome were not sent");
+            match self.report.stopped {
+                Some(StopReason::Cancelled) => screen::note(&text),
+                // Also told where only errors are.
+                _ => screen::error(&text),
+            }
         }
         if !retried && failed_earlier > 0 {
             screen::note(&format!(
@@ -91,10 +96,12 @@ impl End<'_> {
                  command later",
                 self.cause()
             ),
-            StopReason::Login => format!(
-                "no login can succeed with these settings ({}): check the region and the base URL",
-                self.cause()
-            ),
+            StopReason::Login => {
+                format!(
+                    "no login can succeed with these settings ({})",
+                    self.cause()
+                )
+            }
             StopReason::EndpointMissing => {
                 "this organization does not offer the endpoint: use --participant, --secure or \
                  --custom, or the field target"

@@ -108,11 +108,13 @@ pub(crate) fn man() -> String {
         plain(env!("CARGO_PKG_VERSION"))
     );
     for spec in COMMANDS {
+        // A line that begins with a space would break the paragraph.
+        let usage = format!("{} [OPTIONS]", spec.usage);
         let _ = writeln!(
             out,
-            ".B genesys\\-attributes {}\n{} [OPTIONS]\n.br",
+            ".B genesys\\-attributes {}\n{}\n.br",
             plain(spec.name),
-            plain(spec.usage)
+            plain(usage.trim_start())
         );
     }
     out += ".SH COMMANDS\n";
@@ -195,7 +197,9 @@ fn bash() -> String {
                  COMPREPLY=($(compgen -W \"{names} help\" -- \"$word\")); return\n    \
              fi\n    \
              case ${{COMP_WORDS[1]}} in\n{cases}    esac\n    \
-             if [ \"${{COMP_WORDS[1]}}\" = completions ] && [[ $word != -* ]]; then\n        \
+             if [ \"${{COMP_WORDS[1]}}\" = help ]; then\n        \
+                 COMPREPLY=($(compgen -W \"{names}\" -- \"$word\"))\n    \
+             elif [ \"${{COMP_WORDS[1]}}\" = completions ] && [[ $word != -* ]]; then\n        \
                  COMPREPLY=($(compgen -W \"bash zsh fish\" -- \"$word\"))\n    \
              elif [[ $word == -* ]]; then\n        \
                  COMPREPLY=($(compgen -W \"$options\" -- \"$word\"))\n    \

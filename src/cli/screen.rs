@@ -149,14 +149,14 @@ pub(crate) fn log(level: log::Level, text: &str) {
     screen.message(&level.as_str().to_lowercase(), text);
 }
 
-/// Words that hold a digit stand for what differs.
+/// Words that hold a digit, and what a conversation is called, stand for what differs.
 fn shape(text: &str) -> String {
-    let words = text
-        .split(' ')
-        .map(|word| match word.bytes().any(|b| b.is_ascii_digit()) {
-            true => "…",
-            false => word,
-        });
+    let mut before = "";
+    let words = text.split(' ').map(|word| {
+        let differs = word.bytes().any(|b| b.is_ascii_digit()) || before == "conversation";
+        before = word;
+        if differs { "…" } else { word }
+    });
     words.collect::<Vec<_>>().join(" ")
 }
 
@@ -195,6 +195,7 @@ mod tests {
     fn warnings_of_one_shape_differ_in_ids_and_numbers() {
         let one = shape("conversation c-1 has ended at 10:00");
         assert_eq!(one, shape("conversation c-2 has ended at 11:30"));
+        assert_eq!(one, shape("conversation abc has ended at 10:00"));
         assert_ne!(one, shape("conversation c-1 is closed at 10:00"));
     }
 }
