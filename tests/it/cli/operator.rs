@@ -415,7 +415,7 @@ fn login_that_can_never_succeed_stops_the_batch_at_once() {
         let wrong = Server::start(move |_| Resp::json(status, body));
         let ended = run(program(&wrong).arg("batch").arg(&input));
         assert_eq!((ended.code, ended.out.as_str()), (3, ""), "{}", ended.err);
-        assert!(ended.err.contains("base URL"), "{}", ended.err);
+        assert!(ended.err.contains("check the region"), "{}", ended.err);
     }
 }
 
