@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{
     Change, ConversationBody, Kind, ReadFailure, TargetKind, TargetState, Write, json_bytes,
-    no_basis, unusable,
+    nothing_to_write_on, unusable,
 };
 use crate::attributes::{Attributes, Values};
 use crate::error::Result;
@@ -63,7 +63,7 @@ impl Kind for Conversation {
         let version = state
             .version
             .as_deref()
-            .ok_or_else(|| no_basis("no version to lock the write with"))?;
+            .ok_or_else(|| nothing_to_write_on("no version to lock the write with"))?;
         Ok(Write {
             method: Method::Patch,
             path: path + "/attributes",
@@ -81,25 +81,49 @@ impl Kind for Conversation {
     fn is_conflict(&self, response: &Response) -> bool {
         matches!(response.status(), 409 | 412)
     }
-}
 
-/// The version in the answer to a write, where it is of the same form as the one that the write
-/// was locked with.
-pub(super) fn version_written(state: &TargetState, response: &Response) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Written {
-        #[serde(default)]
-        version: Option<Value>,
+    /// Where it is of the same form as the one that the write was locked with.
+    fn version_written(&self, state: &TargetState, response: &Response) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Written {
+            #[serde(default)]
+            version: Option<Value>,
+        }
+        if !response.is_whole() {
+            return None;
+        }
+        let in_body = response
+            .object_of::<Written>()
+            .ok()
+            .and_then(|body| body.version);
+        version_of(in_body.as_ref(), response)
+            .filter(|version| same_form(version, state.version.as_deref().unwrap_or_default()))
     }
-    if !response.is_whole() {
-        return None;
+
+    /// The version that the last write returned.
+    fn cache_key<'k>(&self, conversation: &'k str) -> Option<Cow<'k, str>> {
+        Some(Cow::Borrowed(conversation))
     }
-    let in_body = response
-        .object_of::<Written>()
-        .ok()
-        .and_then(|body| body.version);
-    version_of(in_body.as_ref(), response)
-        .filter(|version| same_form(version, state.version.as_deref().unwrap_or_default()))
+
+    fn is_guarded(&self, key: &str) -> bool {
+        key.starts_with("system.")
+    }
+
+    fn shows_end(&self) -> bool {
+        true
+    }
+
+    fn endpoint_missing(&self, status: u16) -> bool {
+        matches!(status, 404 | 405)
+    }
+
+    fn advice(&self, _: u16, endpoint_missing: bool) -> Option<String> {
+        endpoint_missing.then(|| {
+            "the conversation exists, but this organization does not offer the conversation-level \
+             endpoint: write participant, secure or custom attributes instead"
+                .to_owned()
+        })
+    }
 }
 
 #[derive(Serialize)]
@@ -135,7 +159,10 @@ mod tests {
             (at("\"7\""), &body, None),
             (at("7"), &body.clone().with_broken_body("cut"), None),
         ] {
-            assert_eq!(version_written(&state, response).as_deref(), version);
+            assert_eq!(
+                Conversation.version_written(&state, response).as_deref(),
+                version
+            );
         }
     }
 

@@ -91,6 +91,27 @@ impl Kind for Custom {
             _ => false,
         }
     }
+
+    fn resource_id(&self, _: &TargetState) -> Option<String> {
+        Some(self.record.clone())
+    }
+
+    fn is_absent(&self, response: &Response) -> bool {
+        response.status() == 404 && self.schema.is_some()
+    }
+
+    fn advice(&self, status: u16, _: bool) -> Option<String> {
+        (status == 404 && self.schema.is_none()).then(|| {
+            format!(
+                "to create record {} by an update, give its schema id",
+                self.record
+            )
+        })
+    }
+
+    fn approximate_size(&self) -> usize {
+        self.record.len() + self.schema.as_ref().map_or(0, String::len)
+    }
 }
 
 #[derive(Serialize)]

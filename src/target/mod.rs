@@ -1,12 +1,13 @@
 //! What can be written. Each kind of store has a file of its own that says where it is read, how
-//! it is written, where its version travels, what is a conflict and what it may hold; here is what
-//! they share. Nothing outside this folder knows which kind it is writing.
+//! it is written, where its version travels, what is a conflict, what it may hold and what is
+//! remembered of it; here is what they share. An update does not know which kind it writes.
 
 mod conversation;
 mod custom;
 mod identifier;
 mod participant;
 mod secure;
+mod who;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -23,8 +24,8 @@ use conversation::Conversation;
 use custom::Custom;
 pub(crate) use identifier::encoded;
 use identifier::identifier;
-pub use participant::Participant;
 use secure::Secure;
+pub use who::Participant;
 
 /// The kinds of targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -160,6 +161,59 @@ trait Kind {
     fn is_conflict(&self, response: &Response) -> bool {
         response.status() == 409
     }
+
+    /// The version that the answer to a write gives, where it gives one that the next write can
+    /// use. An answer that cannot be read is no failure: the write is applied all the same.
+    fn version_written(&self, _state: &TargetState, _response: &Response) -> Option<String> {
+        None
+    }
+
+    /// Under which key a client may remember what the next write needs; `None` where that is the
+    /// whole map or record, or nothing.
+    fn cache_key<'k>(&self, _conversation: &'k str) -> Option<Cow<'k, str>> {
+        None
+    }
+
+    /// What of the conversation is written: the participant that was found, or the record.
+    fn resource_id(&self, _state: &TargetState) -> Option<String> {
+        None
+    }
+
+    /// Whether a key may not be set once the conversation has ended.
+    fn is_guarded(&self, _key: &str) -> bool {
+        false
+    }
+
+    /// Whether the values must stay out of events and audit.
+    fn is_confidential(&self) -> bool {
+        false
+    }
+
+    /// Whether a read shows that the conversation has ended.
+    fn shows_end(&self) -> bool {
+        false
+    }
+
+    /// Whether an answer to a read means that there is nothing yet, and the write creates it.
+    fn is_absent(&self, _response: &Response) -> bool {
+        false
+    }
+
+    /// Whether an answer to a write means that the platform does not offer the endpoint, given that
+    /// the conversation itself could be read just before.
+    fn endpoint_missing(&self, _status: u16) -> bool {
+        false
+    }
+
+    /// What else to do about an answer that is no success.
+    fn advice(&self, _status: u16, _endpoint_missing: bool) -> Option<String> {
+        None
+    }
+
+    /// About how many bytes its identifiers take.
+    fn approximate_size(&self) -> usize {
+        0
+    }
 }
 
 /// Calls the same code for whichever kind of store it is.
@@ -276,14 +330,7 @@ impl Target {
     /// What of the conversation is written: the participant (the one that was found, where a
     /// purpose was given) or the record.
     pub(crate) fn resource_id(&self, state: &TargetState) -> Option<String> {
-        match &self.store {
-            Store::Participant(who) => Some(match &state.participant {
-                Some(found) => found.id.clone(),
-                None => who.to_string(),
-            }),
-            Store::Custom(custom) => Some(custom.record.clone()),
-            Store::Conversation(_) | Store::Secure(_) => None,
-        }
+        dispatch!(self, kind => kind.resource_id(state))
     }
 
     /// What the values may be.
@@ -306,12 +353,12 @@ impl Target {
 
     /// Whether a key may not be set once the conversation has ended.
     pub(crate) fn is_guarded(&self, key: &str) -> bool {
-        self.kind() == TargetKind::Conversation && key.starts_with("system.")
+        dispatch!(self, kind => kind.is_guarded(key))
     }
 
     /// Whether the values must stay out of events and audit.
     pub(crate) fn is_confidential(&self) -> bool {
-        self.kind() == TargetKind::Secure
+        dispatch!(self, kind => kind.is_confidential())
     }
 
     /// What an error message calls it.
@@ -321,14 +368,7 @@ impl Target {
 
     /// About how many bytes its identifiers take.
     pub(crate) fn approximate_size(&self) -> usize {
-        let of_store = match &self.store {
-            Store::Participant(who) => who.as_str().len(),
-            Store::Custom(custom) => {
-                custom.record.len() + custom.schema.as_ref().map_or(0, String::len)
-            }
-            Store::Conversation(_) | Store::Secure(_) => 0,
-        };
-        self.conversation.len() + of_store
+        self.conversation.len() + dispatch!(self, kind => kind.approximate_size())
     }
 
     /// An error with all that is wrong with the identifiers.
@@ -348,18 +388,9 @@ impl Target {
         dispatch!(self, kind => kind.check(found));
     }
 
-    /// Under which key a client may remember what the next write needs, if that is possible: the
-    /// version of a conversation, and the id found for a purpose. The other locked targets need
-    /// the whole map or record for every write.
+    /// Under which key a client may remember what the next write needs, if that is possible.
     pub(crate) fn cache_key(&self) -> Option<Cow<'_, str>> {
-        match &self.store {
-            Store::Conversation(_) => Some(Cow::Borrowed(&self.conversation)),
-            // No identifier holds a '/'.
-            Store::Participant(who) if !who.is_id() => {
-                Some(Cow::Owned([&self.conversation, "/", who.as_str()].concat()))
-            }
-            _ => None,
-        }
+        dispatch!(self, kind => kind.cache_key(&self.conversation))
     }
 
     /// What is known without reading, given what was remembered or demanded. `None` means that
@@ -382,42 +413,23 @@ impl Target {
 
     /// Whether an answer to a read means that there is nothing yet, and the write creates it.
     pub(crate) fn is_absent(&self, response: &Response) -> bool {
-        response.status() == 404 && self.schema().is_some()
+        dispatch!(self, kind => kind.is_absent(response))
     }
 
     /// Whether an answer to a write means that the platform does not offer the endpoint, given that
     /// the conversation itself could be read just before.
     pub(crate) fn endpoint_missing(&self, status: u16) -> bool {
-        self.kind() == TargetKind::Conversation && matches!(status, 404 | 405)
+        dispatch!(self, kind => kind.endpoint_missing(status))
     }
 
     /// Whether a read shows that the conversation has ended.
     pub(crate) fn shows_end(&self) -> bool {
-        matches!(self.store, Store::Conversation(_) | Store::Participant(_))
+        dispatch!(self, kind => kind.shows_end())
     }
 
     /// What else to do about an answer that is no success.
     pub(crate) fn advice(&self, status: u16, endpoint_missing: bool) -> Option<String> {
-        match (&self.store, status) {
-            (Store::Custom(custom), 404) if custom.schema.is_none() => Some(format!(
-                "to create record {} by an update, give its schema id",
-                custom.record
-            )),
-            (Store::Conversation(_), _) if endpoint_missing => Some(
-                "the conversation exists, but this organization does not offer the \
-                 conversation-level endpoint: write participant, secure or custom attributes \
-                 instead"
-                    .to_owned(),
-            ),
-            (Store::Participant(who), 404) => who.resembles().map(|purpose| {
-                format!(
-                    "{:?} was taken for the id of a participant: if the purpose {purpose} was \
-                     meant, write purpose:{purpose}",
-                    who.as_str()
-                )
-            }),
-            _ => None,
-        }
+        dispatch!(self, kind => kind.advice(status, endpoint_missing))
     }
 
     /// Reads a successful answer of [`Target::read_path`].
@@ -443,16 +455,13 @@ impl Target {
     }
 
     /// The version that the answer to a write gives, where it gives one that the next write can
-    /// use. An answer that cannot be read is no failure: the write is applied all the same.
+    /// use.
     pub(crate) fn version_written(
         &self,
         state: &TargetState,
         response: &Response,
     ) -> Option<String> {
-        match &self.store {
-            Store::Conversation(_) => conversation::version_written(state, response),
-            _ => None,
-        }
+        dispatch!(self, kind => kind.version_written(state, response))
     }
 }
 
@@ -595,7 +604,8 @@ fn json_bytes(body: &impl Serialize) -> Result<Vec<u8>> {
     }
 }
 
-fn no_basis(what: &str) -> Error {
+/// The error for a write whose read is missing.
+fn nothing_to_write_on(what: &str) -> Error {
     Error::new(
         ErrorKind::Internal,
         format!("{what}: this is a defect of the library, please report it"),

@@ -45,6 +45,10 @@ impl Kind for Secure {
         !self.unlocked
     }
 
+    fn is_confidential(&self) -> bool {
+        true
+    }
+
     fn known(&self, _cached: Option<String>) -> Option<TargetState> {
         self.unlocked.then(TargetState::default)
     }
