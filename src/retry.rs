@@ -151,6 +151,9 @@ pub(crate) enum Patience {
     /// A line of a batch: what a 429 asks for does not count, however often; and a login that is
     /// held off is the batch's to wait for.
     Batch,
+    /// What lines of a batch can do without: everybody heeds the pause that its answer asks for, but
+    /// it is not sent again after that.
+    LookUp,
 }
 
 /// The first wait after a conflict at least, and the longest where round trips are short. Conflicts
@@ -266,6 +269,11 @@ impl Budget {
             }
         };
         (self.is_free(pause) || self.has_time(delay, now)).then_some(delay)
+    }
+
+    /// Whether to give up rather than to wait, although there is time.
+    pub(crate) fn gives_up(&self, pause: Pause) -> bool {
+        self.patience == Patience::LookUp && matches!(pause, Pause::Throttled { .. })
     }
 
     /// Whether a pause does not count against the deadline.
