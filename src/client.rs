@@ -97,8 +97,8 @@ impl Client {
     /// # Errors
     ///
     /// Nothing was written unless [`Error::may_have_applied`] says so. Kinds: `InvalidInput` and
-    /// `PayloadTooLarge` (not sent, or refused), `Auth`, `Forbidden`, `NotFound`, `Conflict` (after
-    /// [`max_conflicts`](crate::RetryPolicy::max_conflicts), or with `if_version`), `RateLimited`,
+    /// `PayloadTooLarge` (not sent, or refused), `Auth`, `Forbidden`, `NotFound`, `Conflict` (at the
+    /// deadline, after [`max_conflicts`](crate::RetryPolicy::max_conflicts), or with `if_version`), `RateLimited`,
     /// `Timeout`, `Connect`, `Transport`, `Server`, `Protocol`, and `Audit` in strict mode.
     ///
     /// ```no_run

@@ -28,8 +28,8 @@ use crate::random::Random;
 pub struct RetryPolicy {
     /// How often one request is sent at most. Default 4.
     pub max_attempts: u32,
-    /// How many version conflicts one update settles at most. Default `None`: one for every 4 s of
-    /// the deadline, and 8 at least.
+    /// How many version conflicts one update settles at most. Default `None`: as many as the deadline
+    /// has time for, which is about two a second.
     pub max_conflicts: Option<u32>,
     /// The time for one update, counted from its first request, or from when it began to wait for
     /// another update of its conversation; waits for the client's own rate limit are not counted.
@@ -72,8 +72,7 @@ impl RetryPolicy {
 
     /// How many conflicts an update settles.
     pub(crate) fn conflict_budget(&self) -> u32 {
-        let by_deadline = u32::try_from(self.deadline.as_secs() / 4).unwrap_or(u32::MAX);
-        self.max_conflicts.unwrap_or(by_deadline.max(8))
+        self.max_conflicts.unwrap_or(u32::MAX)
     }
 
     /// Sets the time for one update.

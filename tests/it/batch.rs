@@ -821,6 +821,24 @@ fn batch_endpoint_that_is_not_offered_stops_at_the_first_such_line() {
 }
 
 #[test]
+fn batch_of_conversations_without_a_version_stops_at_the_first_such_line() {
+    let platform = Platform::new();
+    let client = platform.client(|_, request| {
+        let body = r#"{"id":"c-1","participants":[]}"#;
+        (request.method() == Method::Get).then(|| Ok(Response::new(200).with_body(body)))
+    });
+    let (report, outcomes) = collected(platform.batch(&client), lines(100));
+    assert_eq!(report.stopped, Some(StopReason::EndpointMissing));
+    assert!(report.failed <= 3, "{report:?}");
+    assert_eq!(platform.saw("PATCH"), 0);
+    let error = outcomes[&1].error.as_ref().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Protocol);
+    assert!(error.to_string().contains("use the participant"));
+    // It can be run where they have one.
+    assert!(!outcomes[&1].is_final());
+}
+
+#[test]
 fn batch_neighbours_of_a_line_that_stops_it_are_skipped() {
     let platform = Platform::new();
     let gate = Gate::new();
@@ -1549,7 +1567,8 @@ fn look_ahead_that_is_always_throttled_is_suspended() {
         let client = client.build().unwrap();
         let (report, _) = collected(platform.batch(&client).workers(4), customers(1_000));
         assert!(report.is_complete(), "{report:?}");
-        assert_eq!(platform.saw("details"), 4);
+        // Once more where 500 lines are left to be read by then.
+        assert!((4..=5).contains(&platform.saw("details")));
         let told = platform.story();
         assert!(
             told.contains(&"participants are read".to_owned()),
