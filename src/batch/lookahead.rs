@@ -405,13 +405,14 @@ impl Client {
     /// takes one request instead of two. A [`Batch`](crate::Batch) does this by itself.
     ///
     /// Other targets are left out, and so are conversations that the platform does not tell yet or
-    /// that are over. Returns how many were found. A client that
+    /// that are over. For [`Participant::customer`](crate::Participant::customer) only a participant of
+    /// the purpose customer is taken: one of another may only be the first to be told. Returns how many were found. A client that
     /// [refuses conversations that are over](EndedPolicy::Refuse) looks nothing up.
     ///
     /// # Errors
     ///
-    /// `Forbidden` without the permission `analytics:conversationDetail:view`; others as for
-    /// reading in [`Client::update`]. What was found before stays.
+    /// `Forbidden` without the permission `analytics:conversationDetail:view`; `InvalidInput` where
+    /// everything that was asked for is refused; others as for reading in [`Client::update`]. What was found before stays.
     ///
     /// Source: the Platform API's `GET /api/v2/analytics/conversations/details`.
     ///

@@ -1762,6 +1762,37 @@ fn look_ahead_whose_ids_are_all_wrong_is_off() {
 }
 
 #[test]
+fn failed_look_up_is_logged_without_its_ids() {
+    let lines: Arc<Mutex<Vec<String>>> = Arc::default();
+    let logged = lines.clone();
+    crate::secrets::on_log(move |record| logged.lock().unwrap().push(record.args().to_string()));
+    let platform = Platform::new();
+    let asked = AtomicUsize::new(0);
+    let client = participants(
+        &platform,
+        move |_, _| match asked.fetch_add(1, Ordering::SeqCst) {
+            0 => Some(Ok(Response::new(429).with_header("Retry-After", "7"))),
+            _ => Some(broken()),
+        },
+        |_| None,
+    );
+    let client = client.build().unwrap();
+    let result = client.prefetch_participants(customers(5).iter().map(Update::target));
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Transport);
+    let lines = lines.lock().unwrap();
+    let told = |part: &str| lines.iter().any(|line| line.contains(part));
+    assert!(
+        told("participants of 5 conversations: rate limited"),
+        "{lines:?}"
+    );
+    assert!(
+        told("/conversations/details: the connection broke"),
+        "{lines:?}"
+    );
+    assert!(!told("c-1"), "{lines:?}");
+}
+
+#[test]
 fn look_up_takes_a_larger_answer_than_other_requests() {
     let server = crate::server::Server::start(|req| {
         if req.path.contains("/oauth/") {
