@@ -188,7 +188,7 @@ impl Wire {
         call.budget.round_trip = ended.saturating_duration_since(now);
         let mut class = self.classify(request, purpose, &result);
         let timed_out = |failure: &TransportError| failure.error.kind() == ErrorKind::Timeout;
-        if call.budget.patience == Patience::Batch
+        if call.budget.in_batch()
             && purpose != Purpose::Write
             && result.as_ref().is_err_and(timed_out)
         {

@@ -270,6 +270,11 @@ impl Budget {
         (self.is_free(pause) || self.has_time(delay, now)).then_some(delay)
     }
 
+    /// Whether a batch decides for all of its lines about what no line can change.
+    pub(crate) fn in_batch(&self) -> bool {
+        self.patience != Patience::Deadline
+    }
+
     /// Whether to give up rather than to wait, although there is time.
     pub(crate) fn gives_up(&self, pause: Pause) -> bool {
         self.patience == Patience::LookUp && matches!(pause, Pause::Throttled { .. })

@@ -342,7 +342,7 @@ impl LookAhead {
         self.off();
         let error = Error::new(
             ErrorKind::NotFound,
-            "most of the participants that were found do not exist: report it to the platform",
+            "most of the participants that were found are not there (their conversations may be gone)",
         );
         Some(Notice::LookAheadOff { error })
     }
