@@ -259,8 +259,7 @@ impl TokenSource {
             {
                 let wait = until.saturating_duration_since(now);
                 // Refused credentials stay refused, and a batch waits as a whole.
-                let final_now =
-                    error.kind() == ErrorKind::Auth || call.budget.patience == Patience::Batch;
+                let final_now = error.kind() == ErrorKind::Auth || call.budget.in_batch();
                 if final_now || wait >= rest {
                     return Err(Stop::Login(error.clone()));
                 }

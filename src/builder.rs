@@ -410,7 +410,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets the largest response body that is read, in bytes. Default 1 MiB.
+    /// Sets the largest response body that is read, in bytes. Default 1 MiB; of the answer about many
+    /// conversations 8 MiB at least.
     pub fn max_response_body(mut self, bytes: usize) -> ClientBuilder {
         self.transport_options.max_response_body = bytes;
         self

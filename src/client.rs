@@ -20,6 +20,13 @@ use crate::target::Target;
 use crate::update::core::{Core, EndedPolicy, Order};
 use crate::update::{Edit, Update};
 
+/// The time for a look-up that lines of a batch wait for, about that of one request, and how often
+/// it is sent: the lines can do without it.
+const LOOK_UP_DEADLINE: Duration = Duration::from_secs(30);
+const LOOK_UP_ATTEMPTS: u32 = 2;
+/// A look-up of 100 long conversations is answered by more than other requests are.
+const LOOK_UP_BODY: usize = 8 << 20;
+
 /// Changes attributes on conversations: the entry point of this library.
 ///
 /// A client is cheap to clone, and its clones share the token, the connections, the rate limit,
@@ -90,8 +97,8 @@ impl Client {
     /// # Errors
     ///
     /// Nothing was written unless [`Error::may_have_applied`] says so. Kinds: `InvalidInput` and
-    /// `PayloadTooLarge` (not sent, or refused), `Auth`, `Forbidden`, `NotFound`, `Conflict` (after
-    /// [`max_conflicts`](crate::RetryPolicy::max_conflicts), or with `if_version`), `RateLimited`,
+    /// `PayloadTooLarge` (not sent, or refused), `Auth`, `Forbidden`, `NotFound`, `Conflict` (at the
+    /// deadline, after [`max_conflicts`](crate::RetryPolicy::max_conflicts), or with `if_version`), `RateLimited`,
     /// `Timeout`, `Connect`, `Transport`, `Server`, `Protocol`, and `Audit` in strict mode.
     ///
     /// ```no_run
@@ -355,17 +362,35 @@ impl Client {
         }
     }
 
-    /// One read, with retries; its answer may be of any status.
-    pub(crate) fn get(&self, path: &str, cancel: Option<&Cancel>) -> Result<Response> {
+    /// One read of many things, for the sake of later ones; its answer may be of any status.
+    pub(crate) fn look_up(
+        &self,
+        path: &str,
+        subject: &str,
+        patience: Patience,
+        cancel: Option<&Cancel>,
+    ) -> Result<Response> {
         let session = &self.core.session;
-        let policy = session.wire.policy;
-        let mut call = session.wire.begin(policy, Patience::Batch, path, cancel);
-        session.get(&mut call, path)
+        let mut policy = session.wire.policy;
+        if patience == Patience::LookUp {
+            policy.deadline = policy.deadline.min(LOOK_UP_DEADLINE);
+            policy.max_attempts = policy.max_attempts.min(LOOK_UP_ATTEMPTS);
+        }
+        let mut call = session.wire.begin(policy, patience, subject, cancel);
+        let mut request = session.read_request(path);
+        request.least_body_limit = LOOK_UP_BODY;
+        session.get(&mut call, request, policy.max_attempts)
     }
 
     /// Whether the platform answers at all.
     pub(crate) fn reachable(&self, cancel: &Cancel) -> Result<bool> {
-        match self.get("/api/v2/tokens/me", Some(cancel)) {
+        let session = &self.core.session;
+        let (policy, path) = (session.wire.policy, "/api/v2/tokens/me");
+        let mut call = session
+            .wire
+            .begin(policy, Patience::Batch, path, Some(cancel));
+        let request = session.read_request(path);
+        match session.get(&mut call, request, policy.max_attempts) {
             Ok(response) => Ok(!matches!(response.status, 408 | 500 | 502..=504)),
             Err(error) => match error.kind() {
                 ErrorKind::Cancelled => Err(error),

@@ -188,7 +188,7 @@ impl Wire {
         call.budget.round_trip = ended.saturating_duration_since(now);
         let mut class = self.classify(request, purpose, &result);
         let timed_out = |failure: &TransportError| failure.error.kind() == ErrorKind::Timeout;
-        if call.budget.patience == Patience::Batch
+        if call.budget.in_batch()
             && purpose != Purpose::Write
             && result.as_ref().is_err_and(timed_out)
         {
@@ -265,7 +265,7 @@ impl Wire {
                 self.limiter.pause(now + wait, limited);
             }
         }
-        let Some(delay) = delay else {
+        let Some(delay) = delay.filter(|_| !call.budget.gives_up(pause)) else {
             return Err(Stop::OutOfTime(self.too_late()));
         };
         let subject = call.subject;
@@ -307,7 +307,9 @@ impl Wire {
         purpose: Purpose,
         result: &Result<Response, TransportError>,
     ) -> Class {
-        let (method, url) = (request.method.as_str(), request.url.as_str());
+        // Without the ids that a look-up asks for: there may be a hundred.
+        let url = request.url.split('?').next().unwrap_or_default();
+        let method = request.method.as_str();
         let response = match result {
             Ok(response) => response,
             Err(TransportError { error, sent }) => {
@@ -362,7 +364,7 @@ impl Wire {
             let (wait, counts) = match self.limiter.acquire(now) {
                 Ok(()) => return Ok(now),
                 Err(Wait::Slot(wait)) => (wait, false),
-                Err(Wait::Pause(wait)) => (wait, call.budget.patience == Patience::Deadline),
+                Err(Wait::Pause(wait)) => (wait, call.budget.patience != Patience::Batch),
             };
             if counts && !call.budget.has_time(wait, now) {
                 return Err(Stop::OutOfTime(

@@ -51,6 +51,8 @@ pub struct Request {
     pub(crate) content_type: &'static str,
     pub(crate) body: Option<Vec<u8>>,
     pub(crate) timeout: Option<Duration>,
+    /// So much of the response's body is read at least, whatever the transport's limit is.
+    pub(crate) least_body_limit: usize,
     /// Further header fields, whose names and values were checked.
     pub(crate) extra: Vec<(String, Secret)>,
 }
@@ -65,6 +67,7 @@ impl Request {
             content_type: "application/json",
             body: None,
             timeout: None,
+            least_body_limit: 0,
             extra: Vec::new(),
         }
     }

@@ -28,8 +28,8 @@ use crate::random::Random;
 pub struct RetryPolicy {
     /// How often one request is sent at most. Default 4.
     pub max_attempts: u32,
-    /// How many version conflicts one update settles at most. Default `None`: one for every 4 s of
-    /// the deadline, and 8 at least.
+    /// How many version conflicts one update settles at most. Default `None`: as many as the deadline
+    /// has time for, which is about two a second.
     pub max_conflicts: Option<u32>,
     /// The time for one update, counted from its first request, or from when it began to wait for
     /// another update of its conversation; waits for the client's own rate limit are not counted.
@@ -72,8 +72,7 @@ impl RetryPolicy {
 
     /// How many conflicts an update settles.
     pub(crate) fn conflict_budget(&self) -> u32 {
-        let by_deadline = u32::try_from(self.deadline.as_secs() / 4).unwrap_or(u32::MAX);
-        self.max_conflicts.unwrap_or(by_deadline.max(8))
+        self.max_conflicts.unwrap_or(u32::MAX)
     }
 
     /// Sets the time for one update.
@@ -151,6 +150,9 @@ pub(crate) enum Patience {
     /// A line of a batch: what a 429 asks for does not count, however often; and a login that is
     /// held off is the batch's to wait for.
     Batch,
+    /// What lines of a batch can do without: everybody heeds the pause that its answer asks for, but
+    /// it is not sent again after that.
+    LookUp,
 }
 
 /// The first wait after a conflict at least, and the longest where round trips are short. Conflicts
@@ -266,6 +268,16 @@ impl Budget {
             }
         };
         (self.is_free(pause) || self.has_time(delay, now)).then_some(delay)
+    }
+
+    /// Whether a batch decides for all of its lines about what no line can change.
+    pub(crate) fn in_batch(&self) -> bool {
+        self.patience != Patience::Deadline
+    }
+
+    /// Whether to give up rather than to wait, although there is time.
+    pub(crate) fn gives_up(&self, pause: Pause) -> bool {
+        self.patience == Patience::LookUp && matches!(pause, Pause::Throttled { .. })
     }
 
     /// Whether a pause does not count against the deadline.

@@ -214,7 +214,10 @@ impl Transport for UreqTransport {
             None => self.run(agent, builder.body(()), request.timeout),
         };
         match outcome {
-            Ok(response) => Ok(received(response, self.max_response_body)),
+            Ok(response) => {
+                let limit = self.max_response_body.max(request.least_body_limit);
+                Ok(received(response, limit))
+            }
             Err(error) => {
                 let proxied = agent.config().proxy().is_some();
                 Err(failed(error, &request.url, proxied))

@@ -1,5 +1,5 @@
-"""Runs update_attributes.py on a local cluster of two executors against the sandbox, kills one of them in the
-middle, and checks every outcome and every final state.
+"""Runs update_attributes.py on a local cluster of two executors against the sandbox, kills a Python worker and later
+an executor in the middle, and checks that no program outlives its worker, every outcome and every final state.
 
     pip install pyspark
     cargo build --features cli --bin genesys-attributes --example sandbox
@@ -46,8 +46,8 @@ def sandbox():
     return process, settings
 
 
-def executors():
-    """Process ids of the executors that this process started, by their parents."""
+def processes(part):
+    """Those below this process with such a command line, and the parents of all."""
     parents, commands = {}, {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -62,16 +62,33 @@ def executors():
             pid = parents[pid]
         return pid == os.getpid()
 
-    return [pid for pid in commands if b"CoarseGrainedExecutorBackend" in commands[pid] and ours(pid)]
+    return [pid for pid in commands if part in commands[pid] and ours(pid)], parents
 
 
-def kill_one_after(updates_in_place, killed):
-    """Kills an executor when so many updates are in place that both tasks have sent some."""
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def kill_some(updates_in_place, killed):
+    """Kills the worker of a program when a third of the updates are in place, and an executor at two thirds."""
+    while updates_in_place() < CONVERSATIONS * ROUNDS // 3:
+        time.sleep(0.05)
+    programs, parents = processes(b"\0batch\0-\0")
+    program = programs[0]
+    os.kill(parents[program], signal.SIGKILL)
+    killed["worker"] = parents[program]
+    end = time.monotonic() + 5
+    while is_running(program) and time.monotonic() < end:
+        time.sleep(0.01)
+    killed["outlived"] = is_running(program)
     while updates_in_place() < CONVERSATIONS * ROUNDS * 2 // 3:
         time.sleep(0.05)
-    victim = executors()[0]
-    os.kill(victim, signal.SIGKILL)
-    killed.append(victim)
+    executor = processes(b"CoarseGrainedExecutorBackend")[0][0]
+    os.kill(executor, signal.SIGKILL)
+    killed["executor"] = executor
 
 
 class Platform:
@@ -131,8 +148,8 @@ def main():
         def written():
             return sum(1 for n in range(CONVERSATIONS) for _ in platform.conversation(f"c-{n}")["attributes"]) - CONVERSATIONS
 
-        killed = []
-        killer = threading.Thread(target=kill_one_after, args=(written, killed), daemon=True)
+        killed = {}
+        killer = threading.Thread(target=kill_some, args=(written, killed), daemon=True)
         outcomes = update_attributes.update_conversations(
             update_attributes.read_json_lines(spark, str(source)),
             TASKS,
@@ -145,7 +162,8 @@ def main():
         start = time.monotonic()
         outcomes.write.parquet(output)
         took = time.monotonic() - start
-        assert killed, "the job was over before an executor was killed"
+        assert "executor" in killed, "the job was over before an executor was killed"
+        assert not killed["outlived"], "a program outlived its worker"
 
         rows = spark.read.parquet(output).collect()
         positions = collections.Counter(row["position"] for row in rows)
@@ -160,7 +178,8 @@ def main():
         writes = sum(int(platform.conversation(f"c-{n}")["version"]) - 1 for n in range(CONVERSATIONS))
         assert writes > len(lines), "the executor that was killed had sent nothing"
         print(
-            f"{len(rows)} outcomes, {CONVERSATIONS} conversations, all as expected; executor {killed[0]} killed; "
+            f"{len(rows)} outcomes, {CONVERSATIONS} conversations, all as expected; worker {killed['worker']} and "
+            f"executor {killed['executor']} killed; "
             f"{len(lines)} updates took {writes} writes and {took:.1f} s"
         )
     finally:

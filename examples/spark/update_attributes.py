@@ -1,7 +1,9 @@
 """Applies the updates of a DataFrame to Genesys Cloud conversations with the program `genesys-attributes`.
 
-    spark-submit --files client.env update_attributes.py updates.jsonl outcomes.parquet \\
+    spark-submit --files client.env,genesys-attributes update_attributes.py updates.jsonl outcomes.parquet \\
         --tasks 4 --rate 280 --credentials client.env --checkpoints hdfs:///tmp/checkpoints
+
+The program must be on every executor: `--files` takes it there, or it is in their PATH already.
 
 Each line of the input is one update as `genesys-attributes batch` takes it. The updates of one conversation are in
 one task and in their order. Every task runs one process, which gets an equal share of the rate. A task that Spark
@@ -9,14 +11,20 @@ runs again sends its lines again, from its first on: they set the same values.
 """
 
 import argparse
+import ctypes
 import json
 import os
+import signal
 import subprocess
+import sys
 import threading
 
 from pyspark import SparkFiles
 from pyspark.sql import SparkSession, functions as F
 from pyspark.sql.types import LongType, StringType, StructField, StructType
+
+# For prctl, as in linux/prctl.h.
+PR_SET_PDEATHSIG = 1
 
 # What the platform takes in a minute for one token.
 PLATFORM_RATE = 300
@@ -48,7 +56,7 @@ def update_conversations(updates, tasks, rate=PLATFORM_RATE, program="genesys-at
     `updates` has a column `position` (a number, which gives the order) and a column `update` (the update as JSON).
     `tasks` is how many tasks the cluster runs at the same time, at most; each gets `rate` / `tasks` requests a
     minute. `arguments` are further arguments of the program, such as `--credentials FILE`; a name given to
-    `--files` becomes the path of that file on the executor.
+    `--files`, also the program's, becomes the path of that file on the executor.
 
     The ordered updates are first kept in the checkpoint folder (`SparkContext.setCheckpointDir`), which all executors
     must share, and which then holds their values. Speculative execution must be off (it is unless switched on).
@@ -86,7 +94,14 @@ def _through_program(rows, command):
     if first is None:
         return
     command = [SparkFiles.get(a) if os.path.isfile(SparkFiles.get(a)) else a for a in command]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        preexec_fn=_dying_with(os.getpid()) if sys.platform == "linux" else None,
+    )
     # The program numbers the lines it gets from 1 on.
     positions = []
     broken = []
@@ -124,6 +139,21 @@ def _through_program(rows, command):
         raise RuntimeError(f"{command[0]} ended with status {status}: its messages are in the executor's stderr")
     if told != len(positions):
         raise RuntimeError(f"{len(positions)} lines were given and {told} outcomes came back")
+
+
+def _dying_with(parent):
+    """Ends the program when this worker ends, also when it is killed. It has read its lines by then, and would go on
+    beside the task that sends them again: its older values would come over newer ones. Only Linux can do it."""
+
+    # Loaded before the fork, and not by the module: Spark sends what the module holds to the workers.
+    libc = ctypes.CDLL(None)
+
+    def in_child():
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # It has ended already.
+            os._exit(1)
+
+    return in_child
 
 
 def _chain(first, rest):

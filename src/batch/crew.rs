@@ -13,13 +13,15 @@ use std::time::{Duration, Instant};
 use log::warn;
 
 use crate::clock::sleep_unless;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::receipt::Receipt;
+use crate::retry::Patience;
 use crate::sync::{lock, wait};
 use crate::update::Update;
 use crate::update::core::EndedPolicy;
 
 use super::BatchItem;
-use super::lookahead::{Answer, Lesson, LookAhead};
+use super::lookahead::{Answer, Found, Lesson, LookAhead};
 use super::outage::{Notice, Sign, Strikes};
 use super::queue::{Job, Shared, State, Task};
 use super::report::{BatchOutcome, StopReason};
@@ -179,7 +181,7 @@ impl<'scope, T: Send> Crew<'scope, '_, T> {
             tag,
             bytes: update.approximate_size(),
             key: shared.hasher.hash_one(update.target().conversation_id()),
-            ended: false,
+            found: None,
             begun: 0,
             strikes: Strikes::default(),
             missed: None,
@@ -263,8 +265,13 @@ impl<'scope, T: Send> Crew<'scope, '_, T> {
     /// Runs a line, perhaps as a probe in an outage.
     fn run(&self, mut job: Job<T>, outage: Option<u64>) {
         let shared = self.shared;
+        if let Some(found) = &job.found {
+            // Only now: it could be forgotten before it is needed.
+            found.remember(shared.client, job.conversation());
+        }
         let begun = shared.clock.now();
         let result = shared.client.update_in_batch(&job.update, shared.cancel);
+        self.judge(&job, &result);
         let result = job.with_past(result);
         let sign = Sign::of(&result, || shared.client.has_logged_in());
         match (sign, result) {
@@ -296,13 +303,38 @@ impl<'scope, T: Send> Crew<'scope, '_, T> {
                 let at = shared.clock.wall();
                 let number = job.begun;
                 let mut outcome = BatchOutcome::of(job.line, target, result, at);
-                outcome.conversation_ended |= job.ended && outcome.error.is_none();
+                let ended = job.found.as_ref().is_some_and(|found| found.ended);
+                outcome.conversation_ended |= ended && outcome.error.is_none();
                 job.missed = None;
                 self.end(job, outcome);
                 if sign == Sign::Answered {
                     self.answered(Some(number), outage);
                 }
             }
+        }
+    }
+
+    /// Counts whether the id that was looked up for a line was the right one.
+    fn judge(&self, job: &Job<T>, result: &Result<Receipt>) {
+        let target = job.update.target();
+        let Some(id) = job.found.as_ref().and_then(|found| found.id_of(target)) else {
+            return;
+        };
+        let right = match result {
+            Ok(receipt) => receipt.resource_id.as_deref() == Some(id),
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(_) => return,
+        };
+        let mut state = lock(&self.shared.state);
+        if let Some(notice) = state.look_ahead.used(right) {
+            // Those that wait are no better.
+            let State {
+                ready, unresolved, ..
+            } = &mut *state;
+            for job in ready.iter_mut().chain(unresolved) {
+                job.found = None;
+            }
+            self.notify(state, notice);
         }
     }
 
@@ -427,38 +459,47 @@ impl<'scope, T: Send> Crew<'scope, '_, T> {
     fn look_up(&self, mut jobs: Vec<Job<T>>) {
         let shared = self.shared;
         let targets: Vec<_> = jobs.iter().map(|job| job.update.target()).collect();
-        let answer = LookAhead::ask(shared.client, &targets, Some(shared.cancel));
-        if let Answer::Found(found) = &answer {
-            let warns = shared.client.ended_policy() == EndedPolicy::Warn;
-            for (job, found) in jobs.iter_mut().zip(found) {
-                let Some(found) = found else { continue };
-                job.ended = found.ended;
-                if found.ended && warns {
-                    warn!(
-                        "conversation {} is ended: analytics does not keep attributes written now",
-                        job.conversation()
-                    );
-                }
-                let (target, id) = (job.update.target(), found.id.clone());
-                shared.client.remember_participant(target, id);
+        let patience = Patience::LookUp;
+        let answer = LookAhead::ask(shared.client, &targets, patience, Some(shared.cancel));
+        if let Answer::Found(found) = &answer
+            && shared.client.ended_policy() == EndedPolicy::Warn
+        {
+            let ended = |found: &Option<Found>| found.as_ref().is_some_and(|found| found.ended);
+            for (job, _) in jobs.iter().zip(found).filter(|(_, found)| ended(found)) {
+                warn!(
+                    "conversation {} is ended: analytics does not keep attributes written now",
+                    job.conversation()
+                );
             }
         }
         let mut state = lock(&shared.state);
-        let lesson = state.look_ahead.learn(&answer, jobs.len());
-        let now = match lesson {
-            Lesson::Again => 0,
-            Lesson::Sound => 1,
-            Lesson::Run | Lesson::Off(_) => jobs.len(),
+        state.looking -= jobs.len();
+        let (lesson, notice) = state.look_ahead.learn(&answer, jobs.len());
+        if let Answer::Found(found) = answer
+            && !state.look_ahead.is_off()
+        {
+            for (job, found) in jobs.iter_mut().zip(found) {
+                job.found = found;
+            }
+        }
+        let (now, also) = match lesson {
+            Lesson::Again => (0, 0),
+            Lesson::Sound => (1, 0),
+            Lesson::Run { also } => (jobs.len(), also),
         };
         for job in jobs.split_off(now).into_iter().rev() {
             state.unresolved.push_front(job);
         }
         state.ready.extend(jobs);
+        for _ in 0..also {
+            let next = state.unresolved.pop_front();
+            state.ready.extend(next);
+        }
         if state.idle > 0 {
             shared.work.notify_one();
         }
-        if let Lesson::Off(error) = lesson {
-            self.notify(state, Notice::LookAheadOff { error });
+        if let Some(notice) = notice {
+            self.notify(state, notice);
         }
     }
 

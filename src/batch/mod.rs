@@ -104,7 +104,9 @@ impl BatchItem for Result<Update, Error> {
 ///
 /// Lines that name a participant as `customer` or `external` would take a request each to find its
 /// id. A batch asks for up to 100 conversations at once, where the credentials have the permission
-/// `analytics:conversationDetail:view`; see [`Client::prefetch_participants`].
+/// `analytics:conversationDetail:view`; see [`Client::prefetch_participants`]. It finds out how many
+/// the platform takes at once. After failures it goes on without for some hundred lines, which a
+/// [`Notice`] tells; it gives it up where it is not permitted or finds the wrong ids.
 #[must_use = "a batch does nothing until it is run"]
 pub struct Batch {
     client: Client,

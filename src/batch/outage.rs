@@ -59,6 +59,16 @@ pub enum Notice {
         /// Why.
         error: Error,
     },
+    /// The same for a while, since it failed several times. It is tried again after 500 lines, and
+    /// after twice as many each time that it fails again.
+    #[non_exhaustive]
+    LookAheadSuspended {
+        /// Why.
+        error: Error,
+    },
+    /// Ids of participants are looked up in bulk again.
+    #[non_exhaustive]
+    LookAheadResumed {},
 }
 
 impl fmt::Display for Notice {
@@ -87,6 +97,14 @@ impl fmt::Display for Notice {
                 "participants are read one by one from here on, which takes a request more a line: \
                  {error}"
             ),
+            Notice::LookAheadSuspended { error } => write!(
+                f,
+                "participants are read one by one for a while, which takes a request more a line: \
+                 {error}"
+            ),
+            Notice::LookAheadResumed {} => {
+                f.write_str("participants are looked up for many conversations at once again")
+            }
         }
     }
 }

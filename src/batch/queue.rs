@@ -15,7 +15,7 @@ use crate::receipt::Receipt;
 use crate::sync::{Cancel, lock, wait};
 use crate::update::Update;
 
-use super::lookahead::LookAhead;
+use super::lookahead::{Found, LookAhead};
 use super::outage::{Notice, Outage, Strikes};
 use super::report::{BatchOutcome, StopReason};
 
@@ -34,8 +34,8 @@ pub(super) struct Job<T> {
     pub(super) bytes: usize,
     /// The hash of its conversation.
     pub(super) key: u64,
-    /// The look-ahead found that the conversation is over.
-    pub(super) ended: bool,
+    /// What the look-ahead found.
+    pub(super) found: Option<Found>,
     /// The number of its last run, over all lines.
     pub(super) begun: u64,
     pub(super) strikes: Strikes,
@@ -131,6 +131,8 @@ pub(super) struct State<T> {
     pub(super) blocked: HashSet<u64>,
     pub(super) outage: Outage,
     pub(super) look_ahead: LookAhead,
+    /// Lines whose participants are being looked up.
+    pub(super) looking: usize,
     /// Workers that run, and how many of them have nothing to do.
     pub(super) started: usize,
     pub(super) idle: usize,
@@ -183,6 +185,7 @@ impl<T> State<T> {
     pub(super) fn begin(&mut self, mut job: Job<T>) -> Task<T> {
         self.runs += 1;
         job.begun = self.runs;
+        self.look_ahead.begun();
         Task::Run(job)
     }
 
@@ -245,6 +248,7 @@ impl<'a, T> Shared<'a, T> {
                 blocked: HashSet::new(),
                 outage: Outage::default(),
                 look_ahead: LookAhead::new(client),
+                looking: 0,
                 started: 0,
                 idle: 0,
                 threads: 0,
@@ -344,15 +348,20 @@ impl<'a, T> Shared<'a, T> {
             return Some(Task::Probe(delay, parked.number));
         }
         let alone = state.idle + 1 == state.started;
-        let enough = state.exhausted || state.quiet || state.is_full();
-        let chunk = state.look_ahead.chunk();
-        if chunk < 2 || enough && state.unresolved.len() == 1 {
+        let look_ahead = &state.look_ahead;
+        let (chunk, waiting) = (look_ahead.chunk(), state.unresolved.len());
+        // What is found ahead of its need may be out of date by then.
+        let ahead = state.looking + state.ready.len();
+        let wanted = ahead < chunk.max(state.started)
+            && (state.looking == 0 || !look_ahead.learns())
+            && (!look_ahead.sounds() || state.ready.is_empty() && alone);
+        // Fewer than could be asked for, where no more come before the workers have nothing to do.
+        let last = ahead < state.started && (state.exhausted || state.quiet || state.is_full());
+        if chunk < 2 || last && waiting == 1 {
             state.ready.append(&mut state.unresolved);
-        } else if state.ready.len() < chunk
-            && (!state.look_ahead.sounds() || state.ready.is_empty() && alone)
-            && (state.unresolved.len() >= chunk || enough && !state.unresolved.is_empty())
-        {
-            let count = chunk.min(state.unresolved.len());
+        } else if wanted && (waiting >= chunk || last && waiting > 0) {
+            let count = chunk.min(waiting);
+            state.looking += count;
             return Some(Task::LookUp(state.unresolved.drain(..count).collect()));
         }
         if let Some(job) = state.ready.pop_front() {
@@ -370,6 +379,11 @@ impl<'a, T> Shared<'a, T> {
         let behind = state.busy.get_mut(conversation);
         match behind.and_then(VecDeque::pop_front) {
             Some(next) => {
+                // The line before it may have found the participant.
+                if state.look_ahead.chunk() >= 2 && LookAhead::helps(self.client, &next.update) {
+                    state.unresolved.push_back(next);
+                    return;
+                }
                 state.ready.push_back(next);
                 if state.idle > 0 {
                     self.work.notify_one();

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -128,13 +128,14 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
             ))
         })?;
     }
+    let counts = Arc::new(Counts::default());
+    let shard = batch.input.shard;
     if let Some(path) = &batch.metrics {
-        write_metrics(path, &client)
+        write_metrics(path, &client, &counts, shard)
             .map_err(|e| Failure::usage(format!("the file of --metrics cannot be written: {e}")))?;
     }
     let lines = opened.lines().map_err(Failure::usage)?;
     let past = Arc::new(past);
-    let counts = Arc::new(Counts::default());
     let engine = engine(&client, batch, &counts);
     let signals =
         Signals::catch().map_err(|e| Failure::usage(format!("signals cannot be caught: {e}")))?;
@@ -145,6 +146,7 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
         signals: signals.clone(),
         cancel: engine.cancel_handle(),
         metrics: batch.metrics.clone(),
+        shard,
         style: progress_style(batch),
         pace: Pace::new(SystemClock.now(), total(&opened, batch, &past), rate),
         course: Default::default(),
@@ -157,7 +159,7 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
     };
     let mut outcomes = Outcomes {
         past: &past,
-        shard: batch.input.shard,
+        shard,
         results: results.as_mut(),
         counts: &counts,
         failures: Failures::default(),
@@ -203,7 +205,7 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
     };
     end.report(options, past.failures(), batch.retry_failed);
     if let Some(path) = &batch.metrics
-        && let Err(error) = write_metrics(path, &client)
+        && let Err(error) = write_metrics(path, &client, &counts, shard)
     {
         screen::warn(&format!("the file of --metrics cannot be written: {error}"));
     }
@@ -262,14 +264,8 @@ struct Outcomes<'a> {
 
 impl Outcomes<'_> {
     fn take(&mut self, digest: u64, outcome: &BatchOutcome) -> ControlFlow<()> {
-        let add = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
         let is_bad = matches!(outcome.status, Status::Failed | Status::Skipped);
-        match outcome.status {
-            Status::Failed => add(&self.counts.failed),
-            Status::Skipped => add(&self.counts.skipped),
-            _ => 0,
-        };
-        add(&self.counts.done);
+        self.counts.count(outcome.status);
         if let Some(error) = &outcome.error {
             self.failures.count(error.kind().name(), outcome.line);
             self.retry_after = self.retry_after.max(error.retry_after());

@@ -326,6 +326,13 @@ impl Columns {
         record.insert("attributes".into(), Value::Object(attributes));
         Update::deserialize(Value::Object(record)).map_err(|error| error.to_string())
     }
+
+    /// The conversation that a row names, though it may be no update.
+    pub(crate) fn conversation(&self, cells: &[String]) -> Option<String> {
+        let is_it = |column: &Column| matches!(column, Column::Field("conversationId"));
+        let cell = cells.get(self.names.iter().position(is_it)?)?;
+        (!cell.is_empty()).then(|| cell.clone())
+    }
 }
 
 /// The value of a record's field. Its text is not told: a row may have slipped by a column.

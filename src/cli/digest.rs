@@ -30,12 +30,12 @@ impl Digest {
 impl Shard {
     /// Whether a conversation belongs to this part.
     pub(crate) fn has(self, conversation: &str) -> bool {
-        self.has_hash(Digest::of(conversation.as_bytes()))
+        Digest::of(conversation.as_bytes()) % self.count == self.index
     }
 
     /// The same for a line that names no conversation: exactly one part tells of it.
-    pub(crate) fn has_hash(self, hash: u64) -> bool {
-        hash % self.count == self.index
+    pub(crate) fn has_line(self, number: u64) -> bool {
+        number % self.count == self.index
     }
 }
 

@@ -19,6 +19,9 @@ pub(crate) struct Recorded {
     #[serde(rename = "final")]
     pub(crate) is_final: bool,
     pub(crate) shard: Option<String>,
+    /// The line was corrected, and is of another shard since: it has no outcome here.
+    #[serde(default)]
+    pub(crate) moved: bool,
     pub(crate) error: Option<RecordedError>,
 }
 
@@ -127,15 +130,27 @@ impl Past {
         if bit(&block.seen, line) && self.failed.remove(&line).is_none() {
             block.sum = block.sum.wrapping_sub(mixed(line, digest));
         }
-        set(&mut block.seen, line, true);
-        set(&mut block.done, line, is_final);
+        self.last = self.last.max(line);
+        set(&mut block.seen, line, !record.moved);
+        set(&mut block.done, line, is_final && !record.moved);
+        if record.moved {
+            return Ok(());
+        }
         if record.status == "failed" {
             self.failed.insert(line, digest);
         } else {
             block.sum = block.sum.wrapping_add(mixed(line, digest));
         }
-        self.last = self.last.max(line);
         Ok(())
+    }
+
+    /// The line failed, and is of another shard now.
+    pub(crate) fn moved(&mut self, line: u64) {
+        self.failed.remove(&line);
+        if let Some(block) = self.blocks.get_mut(&(line / BLOCK)) {
+            set(&mut block.seen, line, false);
+            set(&mut block.done, line, false);
+        }
     }
 
     /// The line is to be run again.
@@ -213,6 +228,7 @@ mod tests {
                 digest: format!("{digest:016x}"),
                 is_final: *is_final,
                 shard: None,
+                moved: false,
                 error: None,
             };
             past.read(&record).unwrap();

@@ -4,20 +4,53 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use genesys_attributes::Status;
+
 /// What the outcomes so far add up to.
 #[derive(Default)]
 pub(crate) struct Counts {
-    pub(crate) done: AtomicU64,
-    pub(crate) failed: AtomicU64,
-    pub(crate) skipped: AtomicU64,
+    /// Lines by their status, in the order of [`Status::ALL`].
+    by_status: [AtomicU64; Status::ALL.len()],
     /// The platform is out of reach.
     pub(crate) outage: AtomicBool,
 }
 
 impl Counts {
-    pub(crate) fn read(&self) -> (u64, u64, u64) {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        (get(&self.done), get(&self.failed), get(&self.skipped))
+    pub(crate) fn count(&self, status: Status) {
+        let mut all = Status::ALL.iter().zip(&self.by_status);
+        if let Some((_, counter)) = all.find(|(one, _)| **one == status) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn of(&self, status: Status) -> u64 {
+        let mut all = self.each();
+        all.find(|(one, _)| *one == status).map_or(0, |(_, n)| n)
+    }
+
+    pub(crate) fn done(&self) -> u64 {
+        self.each().map(|(_, count)| count).sum()
+    }
+
+    /// Each status that a line can end with, and how many lines did.
+    fn each(&self) -> impl Iterator<Item = (Status, u64)> {
+        let all = Status::ALL.iter().zip(&self.by_status);
+        all.map(|(status, counter)| (*status, counter.load(Ordering::Relaxed)))
+            .filter(|(status, _)| !matches!(status, Status::Pending | Status::Refused))
+    }
+
+    /// What the client's own metrics do not tell, as Prometheus text.
+    pub(crate) fn to_prometheus(&self) -> String {
+        const LINES: &str = "genesys_attributes_lines_total";
+        const OUTAGE: &str = "genesys_attributes_outage";
+        let mut text = format!("# HELP {LINES} Lines by how they ended.\n# TYPE {LINES} counter\n");
+        for (status, count) in self.each() {
+            text += &format!("{LINES}{{status=\"{}\"}} {count}\n", status.name());
+        }
+        let outage = u8::from(self.outage.load(Ordering::Relaxed));
+        text + &format!(
+            "# HELP {OUTAGE} Whether the platform is out of reach.\n# TYPE {OUTAGE} gauge\n{OUTAGE} {outage}\n"
+        )
     }
 }
 

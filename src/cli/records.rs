@@ -319,15 +319,35 @@ impl Lines {
             (Content::Cells(cells), Format::Csv(table)) => table.columns.update(cells),
             _ => json(&record.text, record.number),
         };
-        let ours = self.shard.is_none_or(|shard| match &update {
-            Ok(update) => shard.has(update.target().conversation_id()),
-            Err(_) => shard.has_hash(record.digest),
+        let ours = self.shard.is_none_or(|shard| {
+            let named = match &update {
+                Ok(update) => Some(update.target().conversation_id().to_owned()),
+                // Of the same part before and after it is corrected, where that can be.
+                Err(_) => self.conversation(&record),
+            };
+            match named {
+                Some(conversation) => shard.has(&conversation),
+                None => shard.has_line(record.number),
+            }
         });
         ours.then_some(Line {
             number: record.number,
             digest: record.digest,
             update,
         })
+    }
+
+    /// The conversation that a line names, though it may be no update.
+    fn conversation(&self, record: &Record) -> Option<String> {
+        match (&record.content, &self.format) {
+            (Content::Wrong(_), _) => None,
+            (Content::Cells(cells), Format::Csv(table)) => table.columns.conversation(cells),
+            _ => {
+                let text = without_mark(&record.text, record.number);
+                let line: serde_json::Value = serde_json::from_slice(text).ok()?;
+                Some(line.get("conversationId")?.as_str()?.to_owned())
+            }
+        }
     }
 
     /// The lines whose numbers are wanted; the others are not taken apart.
@@ -345,12 +365,16 @@ impl Lines {
     }
 }
 
-fn json(text: &[u8], line: u64) -> Result<Update, String> {
-    // Some editors begin a file with a byte order mark.
-    let text = match text.strip_prefix(b"\xEF\xBB\xBF") {
+/// Some editors begin a file with a byte order mark.
+fn without_mark(text: &[u8], line: u64) -> &[u8] {
+    match text.strip_prefix(b"\xEF\xBB\xBF") {
         Some(rest) if line == 1 => rest,
         _ => text,
-    };
+    }
+}
+
+fn json(text: &[u8], line: u64) -> Result<Update, String> {
+    let text = without_mark(text, line);
     let text = std::str::from_utf8(text).map_err(|_| "the line is not valid UTF-8".to_owned())?;
     serde_json::from_str(text).map_err(|error| {
         // Only the shape of JSON is told by its column; serde_json's other messages are ours.

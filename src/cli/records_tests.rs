@@ -177,3 +177,42 @@ fn shard_takes_its_conversations_and_its_part_of_the_unreadable_lines() {
     seen.sort_unstable();
     assert_eq!(seen, (1..=100).collect::<Vec<u64>>());
 }
+
+#[test]
+fn shard_of_a_wrong_line_is_that_of_its_conversation_where_it_names_one() {
+    let count = 1_000;
+    let shard_of = |text: &str, csv: bool| {
+        let found = (0..count).filter(|index| {
+            let source: Source = Box::new(io::Cursor::new(text.as_bytes().to_vec()));
+            let shard = Shard {
+                index: *index,
+                count,
+            };
+            let mut lines = Lines::json(source, Some(shard));
+            if csv {
+                lines.read_header().unwrap();
+            }
+            lines.wanted(|_| true).count() == 1
+        });
+        let found: Vec<u64> = found.collect();
+        assert_eq!(found.len(), 1, "{text}");
+        found[0]
+    };
+    let good = shard_of(
+        "{\"conversationId\":\"c-1\",\"attributes\":{\"k\":1}}",
+        false,
+    );
+    for wrong in [
+        "{\"conversationId\":\"c-1\"}",
+        "\u{FEFF}{\"conversationId\":\"c-1\",\"attributes\":{\"k\":1},\"unknown\":2}",
+        "{\"conversationId\":\"x\",\"conversationId\":\"c-1\",\"attributes\":7}",
+    ] {
+        assert_eq!(shard_of(wrong, false), good, "{wrong}");
+    }
+    assert_eq!(shard_of("k:,conversationId\noops,c-1", true), good);
+    for none in ["nope", "{\"conversationId\":7}", "[]", "\n\n\n{}"] {
+        let line = none.lines().count() as u64;
+        assert_eq!(shard_of(none, false), line, "{none}");
+    }
+    assert_eq!(shard_of("conversationId,k\n,1", true), 2);
+}

@@ -180,8 +180,9 @@ impl Results {
     }
 
     /// Reopens the lines that come after one of the same conversation that is to be run, so that
-    /// an older value does not come after a newer one. Written down before anything is sent, so
-    /// that a crash in between loses nothing.
+    /// an older value does not come after a newer one. Settles those that failed and are of another
+    /// shard since they were corrected. Written down before anything is sent, so that a crash in
+    /// between loses nothing.
     fn reopen(
         &mut self,
         past: &mut Past,
@@ -191,10 +192,30 @@ impl Results {
     ) -> Result<(), String> {
         let mut rerun = HashSet::new();
         let last = past.last();
-        for line in input
-            .wanted(|line| line >= from)
-            .take_while(|line| line.number <= last)
-        {
+        let unwritable = |e| format!("the results file cannot be written: {e}");
+        while let Some(record) = input.next_record() {
+            let (number, digest) = (record.number, record.digest);
+            if number < from {
+                continue;
+            }
+            if number > last {
+                break;
+            }
+            let Some(line) = input.read(record) else {
+                if retry_failed && past.is_failed(number) {
+                    past.moved(number);
+                    let record = Moved {
+                        line: number,
+                        status: "skipped",
+                        reason: "corrected since it failed, and of another shard now",
+                        moved: true,
+                    };
+                    line_of(&record, digest, true, self.shard)
+                        .and_then(|line| self.write(&line))
+                        .map_err(unwritable)?;
+                }
+                continue;
+            };
             let Ok(update) = &line.update else { continue };
             let id = update.target().conversation_id();
             let conversation = Digest::of(id.as_bytes());
@@ -210,7 +231,7 @@ impl Results {
                 };
                 line_of(&record, line.digest, false, self.shard)
                     .and_then(|line| self.write(&line))
-                    .map_err(|e| format!("the results file cannot be written: {e}"))?;
+                    .map_err(unwritable)?;
             }
         }
         match input.failed.take() {
@@ -241,6 +262,15 @@ struct Reopened<'a> {
     conversation_id: &'a str,
     status: &'a str,
     reason: &'a str,
+}
+
+/// The record of a line that another shard runs.
+#[derive(Serialize)]
+struct Moved<'a> {
+    line: u64,
+    status: &'a str,
+    reason: &'a str,
+    moved: bool,
 }
 
 fn digests(lines: &mut Lines) -> impl Iterator<Item = (u64, u64)> {

@@ -45,7 +45,9 @@ impl Tally {
             self.kinds.push(kind);
             self.kinds.len() - 1
         });
-        let number = u8::try_from(number + 1).map_err(|_| "it has too many kinds".to_owned())?;
+        // A line of another shard has no outcome here.
+        let number = u8::try_from(if record.moved { 0 } else { number + 1 })
+            .map_err(|_| "it has too many kinds".to_owned())?;
         let block = self.blocks.entry(record.line / BLOCK);
         let block = block.or_insert_with(|| Box::new([0; BLOCK as usize]));
         if let Some(slot) = block.get_mut((record.line % BLOCK) as usize) {
@@ -252,9 +254,9 @@ impl Ahead {
         let mut lines = opened.lines()?;
         while let Some(record) = lines.next_record() {
             let line = record.number;
+            let ours = || shard.is_none() || lines.read(record).is_some();
             if !tally.has(line) {
-                let ours = shard.is_none() || lines.read(record).is_some();
-                ahead.without += u64::from(ours);
+                ahead.without += u64::from(ours());
                 continue;
             }
             let runs = |past: &Result<Past, String>, retry| {
@@ -262,7 +264,8 @@ impl Ahead {
             };
             let again = runs(&plain, false);
             ahead.again += u64::from(again);
-            ahead.retried += u64::from(!again && runs(&retrying, true));
+            // A line that was corrected may be another shard's now.
+            ahead.retried += u64::from(!again && runs(&retrying, true) && ours());
         }
         match lines.failed.take() {
             Some(error) => Err(cut(error)),

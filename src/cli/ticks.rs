@@ -8,9 +8,10 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use genesys_attributes::{Cancel, Client, Clock, SystemClock};
+use genesys_attributes::{Cancel, Client, Clock, Status, SystemClock};
 
 use super::files::replace;
+use super::options::Shard;
 use super::progress::{Counts, Pace, Seen};
 use super::screen::{self, Style};
 use super::signals::Signals;
@@ -22,6 +23,7 @@ pub(crate) struct Ticks {
     pub(crate) signals: Signals,
     pub(crate) cancel: Cancel,
     pub(crate) metrics: Option<PathBuf>,
+    pub(crate) shard: Option<Shard>,
     pub(crate) style: Style,
     pub(crate) pace: Pace,
     pub(crate) course: Course,
@@ -65,7 +67,7 @@ impl Ticks {
         if let Some(path) = &self.metrics
             && metrics
             && !begun
-            && let Err(error) = write_metrics(path, &self.client)
+            && let Err(error) = write_metrics(path, &self.client, &self.counts, self.shard)
             && !std::mem::replace(&mut self.course.metrics_failed, true)
         {
             screen::warn(&format!("the file of --metrics cannot be written: {error}"));
@@ -73,12 +75,11 @@ impl Ticks {
     }
 
     fn line(&mut self) -> String {
-        let (done, failed, skipped) = self.counts.read();
         let metrics = self.client.metrics();
         let seen = Seen {
-            done,
-            failed,
-            skipped,
+            done: self.counts.done(),
+            failed: self.counts.of(Status::Failed),
+            skipped: self.counts.of(Status::Skipped),
             requests: metrics.requests,
             rate_limited: metrics.rate_limited,
             outage: self.counts.outage.load(Ordering::Relaxed),
@@ -116,7 +117,47 @@ impl Ticker {
 }
 
 /// Puts the metrics into the file, whole.
-pub(crate) fn write_metrics(path: &Path, client: &Client) -> io::Result<()> {
-    let text = client.metrics().to_prometheus();
+pub(crate) fn write_metrics(
+    path: &Path,
+    client: &Client,
+    counts: &Counts,
+    shard: Option<Shard>,
+) -> io::Result<()> {
+    let mut text = client.metrics().to_prometheus() + &counts.to_prometheus();
+    if let Some(shard) = shard {
+        text = labelled(&text, &format!("shard=\"{shard}\""));
+    }
     replace(path, |out| out.write_all(text.as_bytes()))
+}
+
+/// Prometheus text with one more label on each series: one collector refuses the same series in two
+/// files.
+fn labelled(text: &str, label: &str) -> String {
+    let mut out = String::with_capacity(2 * text.len());
+    for line in text.lines() {
+        match line.split_once([' ', '{']) {
+            Some((name, rest)) if name != "#" => match line.contains('{') {
+                true => out += &format!("{name}{{{label},{rest}"),
+                false => out += &format!("{name}{{{label}}} {rest}"),
+            },
+            _ => out += line,
+        }
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn label_is_added_to_each_series() {
+        let text = "# HELP a_total Things {of a kind}.\n# TYPE a_total counter\na_total 3\n\
+                    b{le=\"+Inf\"} 2\nc{} 1\n";
+        let expected = "# HELP a_total Things {of a kind}.\n# TYPE a_total counter\n\
+                        a_total{shard=\"1/4\"} 3\nb{shard=\"1/4\",le=\"+Inf\"} 2\n\
+                        c{shard=\"1/4\",} 1\n";
+        assert_eq!(labelled(text, "shard=\"1/4\""), expected);
+    }
 }

@@ -46,10 +46,13 @@ impl Kind for Conversation {
     fn parse(&self, response: &Response) -> Result<TargetState, ReadFailure> {
         let read: ConversationBody = response.object_of()?;
         let version = version_of(read.version.as_ref(), response).ok_or_else(|| {
-            unusable(
+            let mut failure = unusable(
                 "it has no version, so the write could not be locked; the platform's \
                  conversations have none: use the participant, secure or custom target",
-            )
+            );
+            // None of the others has one, either.
+            failure.error = failure.error.with_endpoint_missing(true);
+            failure
         })?;
         Ok(TargetState {
             version: Some(version),

@@ -106,13 +106,13 @@ impl Participant {
         }
     }
 
-    /// The purposes that are meant, in their order, as far as their participants stay.
-    pub(crate) fn staying_purposes(&self) -> &'static [&'static str] {
+    /// The purpose that is meant in the first place, where its participant stays. Whoever does not
+    /// know all participants cannot tell that it is one of a later purpose.
+    pub(crate) fn staying_purpose(&self) -> Option<&'static str> {
         match self.selector() {
-            Selector::Customer => &STAYING,
-            Selector::Purpose("customer") => &["customer"],
-            Selector::Purpose("external") => &["external"],
-            _ => &[],
+            Selector::Customer | Selector::Purpose("customer") => Some("customer"),
+            Selector::Purpose("external") => Some("external"),
+            _ => None,
         }
     }
 

@@ -276,6 +276,98 @@ fn first_signal_lets_what_is_in_flight_end_and_the_second_stops_at_once() {
 }
 
 #[test]
+fn metrics_of_two_shards_have_no_series_in_common() {
+    let (_, server) = plain();
+    let folder = Folder::new("metrics-of-shards");
+    let input = folder.file(
+        "in",
+        (0..20)
+            .map(|n| line(&format!("c-{n}"), 1))
+            .collect::<String>()
+            + "no JSON\n",
+    );
+    let mut all = std::collections::BTreeSet::new();
+    let mut lines = 0;
+    for shard in ["1/2", "2/2"] {
+        let file = folder.path("m.prom");
+        run(program(&server)
+            .arg("batch")
+            .arg(&input)
+            .args(["--shard", shard, "--metrics"])
+            .arg(&file));
+        for sample in std::fs::read_to_string(&file).unwrap().lines() {
+            let Some((series, value)) =
+                sample.rsplit_once(' ').filter(|_| !sample.starts_with('#'))
+            else {
+                continue;
+            };
+            assert!(series.contains(&format!("{{shard=\"{shard}\"")), "{series}");
+            assert!(all.insert(series.to_owned()), "{series} is there twice");
+            if series.starts_with("genesys_attributes_lines_total") {
+                lines += value.parse::<u64>().unwrap();
+            }
+        }
+    }
+    assert_eq!(lines, 21);
+}
+
+#[test]
+fn line_that_is_corrected_into_another_shard_is_run_there_and_settled_here() {
+    let (store, server) = plain();
+    let folder = Folder::new("moved");
+    let input = folder.path("in");
+    // Of parts 1, 3 and 2.
+    let rest = [line("c-0", 1), line("c-1", 1), line("c-3", 1)].concat();
+    let write = |wrong: [&str; 3]| {
+        std::fs::write(
+            &input,
+            [&wrong.concat(), &rest].map(String::as_str).concat(),
+        )
+        .unwrap();
+    };
+    let codes = |retry: bool| -> Vec<i32> {
+        let shards = (1..=3).map(|n| {
+            let mut command = resume(&server, &input, &folder.path(&format!("done{n}")));
+            command.args(["--shard", &format!("{n}/3")]);
+            command.args(retry.then_some("--retry-failed"));
+            run(&mut command).code
+        });
+        shards.collect()
+    };
+    // By its number of part 2; by their conversations of parts 3 and 3.
+    write([
+        "no JSON\n",
+        "{\"conversationId\":\"c-1\"}\n",
+        "{\"conversationId\":\"c-2\",\"unknown\":1}\n",
+    ]);
+    assert_eq!(codes(false), [0, 1, 1]);
+    // The first is of part 1 now, and still wrong; the second stays; the third is of part 2.
+    let (one, three) = (line("c-1", 100), line("c-3", 100));
+    write(["{\"conversationId\":\"c-0\",\"unknown\":1}\n", &one, &three]);
+    assert_eq!(codes(false), [1, 2, 2]);
+    assert_eq!(codes(true), [1, 0, 0]);
+    // And back.
+    write([&line("c-3", 200), &one, &three]);
+    assert_eq!(codes(true), [0, 0, 0]);
+    assert_eq!(codes(false), [0, 0, 0]);
+    let written = |id: &str, values: &[u64]| {
+        store.with(id, |c| {
+            let found: Vec<_> = c.writes.iter().map(|write| write["n"].clone()).collect();
+            assert_eq!(found, values, "{id}");
+        });
+    };
+    written("c-0", &[1]);
+    written("c-1", &[1, 100, 1]);
+    written("c-3", &[1, 100, 1, 200, 100, 1]);
+    let text = std::fs::read_to_string(folder.path("done3")).unwrap();
+    let moved = text.lines().find(|line| line.contains("\"moved\":true"));
+    assert!(moved.unwrap().contains("\"line\":3,\"status\":\"skipped\""));
+    let ended = run(bare().arg("status").arg(folder.path("done3")).arg(&input));
+    assert!(ended.out.contains("outcomes of 2 lines"), "{}", ended.out);
+    assert!(ended.out.contains("A resume would run 0"), "{}", ended.out);
+}
+
+#[test]
 fn metrics_file_is_there_at_the_end_and_an_impossible_one_is_refused() {
     let (_, server) = plain();
     let folder = Folder::new("metrics");
@@ -292,6 +384,9 @@ fn metrics_file_is_there_at_the_end_and_an_impossible_one_is_refused() {
         text.contains("genesys_attributes_applied_total 2\n"),
         "{text}"
     );
+    assert!(text.contains("genesys_attributes_lines_total{status=\"applied\"} 2\n"));
+    assert!(text.contains("genesys_attributes_lines_total{status=\"failed\"} 0\n"));
+    assert!(text.contains("genesys_attributes_outage 0\n"));
     let left: Vec<_> = std::fs::read_dir(&folder.0).unwrap().collect();
     assert_eq!(left.len(), 2, "nothing is left over: {left:?}");
     let before = server.requests();

@@ -1,5 +1,7 @@
 //! 409 and 412, before and after an attempt of unknown outcome.
 
+use genesys_attributes::{Credentials, Method, Region, Request, TransportError};
+
 use super::*;
 
 #[test]
@@ -115,7 +117,46 @@ fn conflicts_are_bounded_with_doubling_backoff() {
         assert_eq!(client.metrics().conflicts, u64::from(most) + 1);
         assert_eq!(client.metrics().failed(ErrorKind::Conflict), 1);
     }
-    assert_eq!(RetryPolicy::default().max_conflicts, None);
+}
+
+/// With many writers on one version somebody has to lose often: the time decides, not a count.
+#[test]
+fn conflicts_are_settled_until_the_deadline() {
+    for kind in [Locked, Unlocked] {
+        let clock = ManualClock::new();
+        let start = clock.now();
+        let writes = Arc::new(AtomicUsize::new(0));
+        let sent = writes.clone();
+        let client = Client::builder(
+            Region::parse("us-east-1").unwrap(),
+            Credentials::new("id", "secret"),
+        )
+        .base_url("http://127.0.0.1:1")
+        .clock(clock.clone())
+        .retry(RetryPolicy::default().with_deadline(secs(30)))
+        .transport(
+            move |request: &Request| -> Result<Response, TransportError> {
+                let body = match request.method() {
+                    Method::Post => r#"{"access_token":"t","expires_in":86400}"#,
+                    Method::Get => r#"{"version":7}"#,
+                    _ => {
+                        sent.fetch_add(1, Ordering::SeqCst);
+                        return Ok(Response::new(409));
+                    }
+                };
+                Ok(Response::new(200).with_body(body))
+            },
+        )
+        .build()
+        .unwrap();
+        let error = client.update(&kind.update()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        assert!(!error.may_have_applied() && error.is_transient());
+        let took = clock.now() - start;
+        // The next wait, of 1 s at most, would have ended after it.
+        assert!(took > secs(29) && took <= secs(30), "{took:?}");
+        assert!(writes.load(Ordering::SeqCst) > 30);
+    }
 }
 
 #[test]
