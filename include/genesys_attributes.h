@@ -37,7 +37,7 @@
  * the call that takes it has returned, or for gca_callbacks until gca_client_free has, or for gca_set_logger for ever.
  *
  *   callback    thread                                at once             may call
- *   on_update   the one that updates, or of a batch   yes, on any thread  all but gca_flush
+ *   on_update   the one that updates, or of a batch   yes, on any thread  all but gca_flush; see below for an update
  *   on_audit    the same                              yes, on any thread  all but gca_update, gca_update_with on the same
  *                                                                         client, gca_batch and gca_flush
  *   compute     the one that called gca_update_with   no                  the same as on_audit, and gca_reply_set
@@ -50,7 +50,12 @@
  *
  * "All" leaves out gca_client_free and gca_cancel_free of what is in use. What may not be called is answered by
  * GCA_INVALID_INPUT, not by a deadlock. A compute callback must not wait for another thread's update of the same
- * conversation either, which waits for it.
+ * conversation either, which waits for it. The callbacks of a batch that a callback runs may not call more than that
+ * callback.
+ *
+ * An update in on_update calls on_update too, and so does a batch: guard against a loop. Where 16 callbacks are inside of
+ * each other, gca_update, gca_update_with and gca_batch are GCA_INVALID_INPUT; the on_update calls of a batch have
+ * threads of their own, and begin to count anew.
  */
 #ifndef GENESYS_ATTRIBUTES_H
 #define GENESYS_ATTRIBUTES_H
@@ -102,19 +107,23 @@ const char *gca_version(void);
 /* The name of a status, such as "ok" or "rateLimited"; "unknown" for other numbers. Static: not to be freed. */
 const char *gca_status_name(int status);
 
-/* Frees a text that *result got. */
+/* Frees a text that *result got. The text must be unchanged: its length is looked for again. */
 void gca_string_free(char *text);
 
 /* Makes a client. No request is sent before its first use.
  *
  * config_json: a JSON object with any of the settings region, clientId, clientSecret, accessToken, baseUrl, loginUrl,
  * allowHttp, ratePerMinute (0: no limit), retry {maxAttempts, maxConflicts, deadlineSeconds, maxRetryAfterSeconds,
- * backoffBaseMs, backoffMaxMs}, timeouts {connectSeconds, sendSeconds, responseSeconds, bodySeconds}, validationLimits
- * {keyLength, stringLength, integerMax, bodyBytes}, audit {file, strict, values}, metadataSource, endedConversations
- * ("allow", "warn" or "refuse"), secureValuesInEvents, proxy (a URL, or false for none), rootCertificatesFile,
- * rootCertificates (PEM), maxIdleConnections, maxResponseBody, userAgent, versionCache. Unknown fields are refused.
+ * backoffBaseMs, backoffMaxMs}, timeouts {resolveSeconds, connectSeconds, sendSeconds, responseSeconds, bodySeconds},
+ * validationLimits {keyLength, stringLength, integerMax, bodyBytes}, schema (an object: rules of your own for keys and
+ * values), audit {file, strict, values, secureValues}, metadataSource, endedConversations ("allow", "warn" or "refuse"),
+ * secureValuesInEvents, proxy (a URL, or false for none), rootCertificatesFile, rootCertificates (PEM),
+ * maxIdleConnections, maxResponseBody, userAgent, versionCache, jitterSeed (for tests). Unknown fields are refused.
+ *
  * Where region and credentials are all left out, they come from the environment: GENESYS_CLOUD_REGION,
- * GENESYS_CLOUD_CLIENT_ID, GENESYS_CLOUD_CLIENT_SECRET and GENESYS_CLOUD_BASE_URL. NULL is the same as "{}".
+ * GENESYS_CLOUD_CLIENT_ID and GENESYS_CLOUD_CLIENT_SECRET, or, where none of these is set, GENESYSCLOUD_REGION with
+ * GENESYSCLOUD_ACCESS_TOKEN or with GENESYSCLOUD_OAUTHCLIENT_ID and GENESYSCLOUD_OAUTHCLIENT_SECRET; with both goes
+ * GENESYS_CLOUD_BASE_URL. NULL is the same as "{}".
  *
  * callbacks: read before the function returns, not kept. It, and each callback in it, may be NULL.
  *
@@ -129,14 +138,14 @@ void gca_client_free(gca_client *client);
  *     {"conversationId":"...", "attributes":{"key":"value", "n":1}}
  *
  * with "participant":"customer" (a purpose, or an id), "target":"secure" or "target":"custom","record":"..." for the
- * other stores, and optionally "remove", "ifVersion", "skipUnchanged", "unlocked" and "schema".
+ * other stores, and optionally "remove", "ifVersion", "skipUnchanged", "unlocked", "schema" and "verify" (read it back).
  *
  * cancel: may be NULL. Once it is triggered, the update ends at its next wait or request with GCA_CANCELLED.
  * *result: the receipt. An error with "mayHaveApplied":true leaves open whether the change is in place. */
 int gca_update(gca_client *client, const char *update_json, gca_cancel *cancel, char **result);
 
-/* Reads, computes and writes under the lock of the target. target_json is an update without what to write:
- * {"conversationId":"...", "target":"secure"}.
+/* Reads, computes and writes under the lock of the target. target_json is an update without what to write and how:
+ * {"conversationId":"...", "target":"secure"}, and "unlocked" or "schema" at most.
  *
  * compute gets the snapshot that gca_read gives, and calls gca_reply_set with the attributes to set. It is called again
  * after a conflict. When it does not call it, nothing is changed, and the receipt says "unchanged". When it returns
@@ -172,10 +181,13 @@ int gca_flush(gca_client *client, unsigned timeout_ms, char **result);
  * options_json: {"workers":8, "stopAfter":100, "maxOutageSeconds":60}; 1 worker, no limit of failures and 600 s by default. NULL is the same as "{}".
  * next_line: gives one update as JSON with each call, and NULL at the end; it is not called again then. The text must
  * stay as it is until the next call, or until gca_batch returns. A line that is no update fails alone.
- * on_outcome: may be NULL. Gets what came of each line, as JSON, as lines complete. Other than 0 stops the batch.
+ * on_outcome: may be NULL. Gets what came of each line, as JSON, as lines complete. Other than 0 stops the batch: updates
+ * under way end at their next wait or request; their outcomes are neither handed over nor in the report, though their
+ * changes may be in place.
  * cancel: may be NULL. Once it is triggered, updates end at their next wait or request, and nothing new is begun; a
  * next_line that is running is waited for.
- * *result: the report. Lines that failed, and an early end (its "stopped"), are in the report: the status is GCA_OK. */
+ * *result: the report. Lines that failed, and an early end (its "stopped"), are in the report: the status is GCA_OK.
+ * GCA_CONFIG: the system has no thread for it. */
 int gca_batch(gca_client *client, const char *options_json, const char *(*next_line)(void *userdata),
               int (*on_outcome)(void *userdata, const char *outcome_json), void *userdata, gca_cancel *cancel,
               char **result);

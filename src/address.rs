@@ -23,8 +23,8 @@ pub(crate) fn base_url(text: &str, allow_http: bool) -> Result<String, &'static 
     if scheme.eq_ignore_ascii_case("http") {
         if !allow_http && !is_loopback(host_of(text)) {
             return Err(
-                "is http, which would send the token in the clear: use https, or allow_http for \
-                 a host you trust (loopback hosts need neither)",
+                "is http, which would send the token in the clear: use https, or allow_http (in \
+                 JSON allowHttp) for a host you trust (loopback hosts need neither)",
             );
         }
     } else if !scheme.eq_ignore_ascii_case("https") {

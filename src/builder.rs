@@ -65,7 +65,11 @@ pub struct ClientBuilder {
     jitter_seed: Option<u64>,
     transport: Option<Arc<dyn Transport>>,
     clock: Arc<dyn Clock>,
+    names: Names,
 }
+
+/// Other names for settings, by those that [`ClientBuilder::build`] has for them in its errors.
+pub(crate) type Names = &'static [(&'static str, &'static str)];
 
 impl Client {
     /// Starts the settings of a client for a region and credentials.
@@ -139,7 +143,14 @@ impl ClientBuilder {
             jitter_seed: None,
             transport: None,
             clock: Arc::new(SystemClock),
+            names: &[],
         }
+    }
+
+    /// Calls settings by these names in errors, for those who did not write Rust.
+    pub(crate) fn named(mut self, names: Names) -> ClientBuilder {
+        self.names = names;
+        self
     }
 
     /// Takes region and credentials from the environment: one whole family of variables, never a
@@ -309,9 +320,10 @@ impl ClientBuilder {
     /// Adds a hook that is called with every applied update.
     ///
     /// Hooks run on the thread that updates, in the order they were added, with no lock held: they
-    /// may use the client. One that panics is counted and logged, and the others still run. Their
-    /// time is the caller's; for work that takes long use [`Client::subscribe`]. A hook is lent the
-    /// event: [`UpdateEvent::into_owned`] makes one to keep.
+    /// may use the client. An update in a hook calls the hooks too: guard against a loop. One that
+    /// panics is counted and logged, and the others still run. Their time is the caller's; for work
+    /// that takes long use [`Client::subscribe`]. A hook is lent the event:
+    /// [`UpdateEvent::into_owned`] makes one to keep.
     ///
     /// ```
     /// # use genesys_attributes::{Client, Credentials, Region};
@@ -467,6 +479,11 @@ impl ClientBuilder {
     ///
     /// [`ErrorKind::Config`], naming the setting that is wrong.
     pub fn build(self) -> Result<Client> {
+        let names = self.names;
+        self.checked().map_err(|error| error.with_names(names))
+    }
+
+    fn checked(self) -> Result<Client> {
         self.credentials.check()?;
         self.retry.check()?;
         self.rate_limit.check()?;

@@ -240,6 +240,19 @@ impl Error {
         Error::new(ErrorKind::Config, format!("{setting}: {problem}"))
     }
 
+    /// The error of [`Error::config`], whose setting goes by the second of two names.
+    #[cold]
+    pub(crate) fn with_names(mut self, names: &[(&str, &str)]) -> Error {
+        let found = names.iter().find_map(|(from, to)| {
+            let rest = self.0.message.strip_prefix(from)?;
+            rest.starts_with(':').then(|| format!("{to}{rest}"))
+        });
+        if let Some(message) = found {
+            self.0.message = message;
+        }
+        self
+    }
+
     #[cold]
     pub(crate) fn violated(violations: Vec<Violation>) -> Error {
         let listed: Vec<String> = violations.iter().map(Violation::to_string).collect();

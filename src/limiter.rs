@@ -50,7 +50,7 @@ impl RateLimit {
             )),
             Some(n) if n > 1_000_000 => Err(Error::config(
                 "rate_limit",
-                "must be at most 1000000 a minute; for none use RateLimit::unlimited()",
+                "must be at most 1000000 a minute, or no limit at all",
             )),
             _ => Ok(()),
         }

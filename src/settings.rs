@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use crate::attributes::ValidationLimits;
 use crate::audit::{AuditFile, AuditMode, AuditPhase, AuditRecord, AuditSink};
 use crate::auth::Credentials;
-use crate::builder::{BASE_URL, ClientBuilder, variable};
+use crate::builder::{BASE_URL, ClientBuilder, Names, variable};
 use crate::error::{Error, ErrorKind, Result, clip};
 use crate::http::Timeouts;
 use crate::limiter::RateLimit;
@@ -25,8 +25,9 @@ use crate::update::core::EndedPolicy;
 
 /// The settings of a [`Client`](crate::Client) as a JSON object.
 ///
-/// Every field may be left out, or `null`; its default is then that of the [`ClientBuilder`] method
-/// of the same name. Unknown fields are refused by name.
+/// The fields are named after the builder's methods; hooks, transport and clock are code only. Every
+/// field may be left out, or `null`; its default is then that of the [`ClientBuilder`] method.
+/// Unknown fields are refused by name.
 ///
 /// | field | value |
 /// |---|---|
@@ -40,7 +41,7 @@ use crate::update::core::EndedPolicy;
 /// | `timeouts` | object of `resolveSeconds`, `connectSeconds`, `sendSeconds`, `responseSeconds`, `bodySeconds` |
 /// | `validationLimits` | object of `keyLength`, `stringLength`, `integerMax`, `bodyBytes` |
 /// | `schema` | an object, as [`Schema::from_json`](crate::Schema::from_json) reads it |
-/// | `audit` | object of `file` (JSON lines are appended to it), `strict`, `values` |
+/// | `audit` | object of `file` (JSON lines are appended to it), `strict`, `values`, `secureValues` (with `values`) |
 /// | `metadataSource` | text |
 /// | `endedConversations` | `"allow"`, `"warn"` or `"refuse"` |
 /// | `secureValuesInEvents` | `true` or `false` |
@@ -50,6 +51,7 @@ use crate::update::core::EndedPolicy;
 /// | `maxResponseBody` | bytes |
 /// | `userAgent` | text |
 /// | `versionCache` | conversations |
+/// | `jitterSeed` | number from which the jitter of waits starts, for tests |
 ///
 /// Seconds may have a fraction; milliseconds are whole. Files are relative to the working
 /// directory.
@@ -106,13 +108,40 @@ pub struct Settings {
     max_response_body: Option<usize>,
     user_agent: Option<String>,
     version_cache: Option<usize>,
+    jitter_seed: Option<u64>,
 }
+
+/// What [`ClientBuilder::build`] complains of, as it is written in JSON.
+const NAMES: Names = &[
+    ("base_url", "baseUrl"),
+    ("login_url", "loginUrl"),
+    ("rate_limit", "ratePerMinute"),
+    ("retry.max_attempts", "retry.maxAttempts"),
+    ("retry.deadline", "retry.deadlineSeconds"),
+    ("retry.max_retry_after", "retry.maxRetryAfterSeconds"),
+    ("retry.backoff", "retry.backoffBaseMs and backoffMaxMs"),
+    ("timeouts.resolve", "timeouts.resolveSeconds"),
+    ("timeouts.connect", "timeouts.connectSeconds"),
+    ("timeouts.send", "timeouts.sendSeconds"),
+    ("timeouts.response", "timeouts.responseSeconds"),
+    ("timeouts.body", "timeouts.bodySeconds"),
+    ("validation_limits.key_length", "validationLimits.keyLength"),
+    (
+        "validation_limits.string_length",
+        "validationLimits.stringLength",
+    ),
+    ("validation_limits.body_bytes", "validationLimits.bodyBytes"),
+    ("root_certificates", "rootCertificates"),
+    ("max_response_body", "maxResponseBody"),
+    ("user_agent", "userAgent"),
+];
 
 #[derive(Clone, Default)]
 struct Audit {
     file: Option<PathBuf>,
     strict: bool,
     values: bool,
+    secure_values: bool,
 }
 
 #[derive(Clone)]
@@ -188,6 +217,7 @@ impl Settings {
             audit.file = given.text("file")?.map(PathBuf::from);
             set(&mut audit.strict, given.flag("strict")?);
             set(&mut audit.values, given.flag("values")?);
+            set(&mut audit.secure_values, given.flag("secureValues")?);
             given.finish()?;
         }
         let ended_conversations = match all.text("endedConversations")?.as_deref() {
@@ -245,6 +275,7 @@ impl Settings {
             max_response_body: all.whole("maxResponseBody")?,
             user_agent: all.text("userAgent")?,
             version_cache: all.whole("versionCache")?,
+            jitter_seed: all.whole("jitterSeed")?,
         };
         all.finish()?;
         Ok(settings)
@@ -269,6 +300,7 @@ impl Settings {
     ) -> Result<ClientBuilder> {
         let mut builder = self
             .start()?
+            .named(NAMES)
             .retry(self.retry)
             .timeouts(self.timeouts)
             .validation_limits(self.limits);
@@ -323,7 +355,12 @@ impl Settings {
         if let Some(capacity) = self.version_cache {
             builder = builder.version_cache(capacity);
         }
-        builder = builder.audit_values(self.audit.values);
+        if let Some(seed) = self.jitter_seed {
+            builder = builder.jitter_seed(seed);
+        }
+        builder = builder
+            .audit_values(self.audit.values)
+            .secure_values_in_audit(self.audit.secure_values);
         if self.audit.strict {
             builder = builder.audit_mode(AuditMode::Strict);
         }
@@ -568,10 +605,10 @@ mod tests {
         "timeouts": {"resolveSeconds": null, "connectSeconds": 1, "sendSeconds": 2, "responseSeconds": 3, "bodySeconds": 0.25},
         "validationLimits": {"keyLength": 1, "stringLength": 2, "integerMax": 3, "bodyBytes": 4},
         "schema": {"keys": {"tier": {"type": "text"}}, "onlyKnownKeys": true},
-        "audit": {"file": null, "strict": false, "values": true},
+        "audit": {"file": null, "strict": false, "values": true, "secureValues": true},
         "metadataSource": "tests", "endedConversations": "refuse", "secureValuesInEvents": true,
         "proxy": false, "maxIdleConnections": 5, "maxResponseBody": 1000, "userAgent": "tests/1",
-        "versionCache": 0
+        "versionCache": 0, "jitterSeed": 7
     }"#;
 
     fn problem(json: &str) -> String {
@@ -592,6 +629,118 @@ mod tests {
         assert_eq!(settings.limits.integer_max, 3);
         let client = settings.builder().unwrap().build().unwrap();
         assert!(format!("{client:?}").contains("http://127.0.0.1:1/base"));
+    }
+
+    /// The field of a method of the builder, by its path; `None` for those that are code only.
+    fn field_of(method: &str) -> Option<String> {
+        Some(match method {
+            "on_update" | "transport" | "clock" => return None,
+            "rate_limit" => "ratePerMinute".into(),
+            "no_proxy" => "proxy".into(),
+            "audit" => "audit.file".into(),
+            "audit_mode" => "audit.strict".into(),
+            "audit_values" => "audit.values".into(),
+            "secure_values_in_audit" => "audit.secureValues".into(),
+            _ => method
+                .split('_')
+                .enumerate()
+                .map(|(at, word)| match (at, word.split_at(1)) {
+                    (0, _) => word.to_owned(),
+                    (_, (first, rest)) => first.to_ascii_uppercase() + rest,
+                })
+                .collect(),
+        })
+    }
+
+    /// The methods of the builder that set something.
+    fn methods() -> Vec<&'static str> {
+        include_str!("builder.rs")
+            .split("    pub fn ")
+            .skip(1)
+            .filter_map(|rest| rest.split_once('('))
+            .filter(|(_, rest)| rest.trim_start().starts_with("mut self"))
+            .map(|(name, _)| name)
+            .collect()
+    }
+
+    #[test]
+    fn settings_have_every_method_of_the_builder() {
+        let methods = methods();
+        assert!(methods.len() >= 25, "{methods:?}");
+        for field in methods.iter().filter_map(|method| field_of(method)) {
+            // A value that none of them takes: the error says whether the field is known.
+            let json = field.rsplit('.').fold("[[]]".to_owned(), |json, name| {
+                format!("{{\"{name}\":{json}}}")
+            });
+            let error = Settings::from_json(&json).unwrap_err().to_string();
+            assert!(!error.contains("unknown field"), "{field}: {error}");
+            let name = field.rsplit('.').next().unwrap();
+            let docs = include_str!("settings.rs").split("pub struct").next();
+            assert!(docs.unwrap().contains(&format!("`{name}`")), "{field}");
+        }
+    }
+
+    #[test]
+    fn settings_that_build_refuses_are_named_as_in_json() {
+        let base = r#""baseUrl": "http://127.0.0.1:1", "accessToken": "t""#;
+        for (field, name) in [
+            (r#""ratePerMinute": 4000000"#, "ratePerMinute: "),
+            (r#""retry": {"maxAttempts": 0}"#, "retry.maxAttempts: "),
+            (
+                r#""retry": {"deadlineSeconds": 1e9}"#,
+                "retry.deadlineSeconds: ",
+            ),
+            (
+                r#""retry": {"maxRetryAfterSeconds": 1e9}"#,
+                "retry.maxRetryAfterSeconds: ",
+            ),
+            (
+                r#""retry": {"backoffBaseMs": 9000000000}"#,
+                "retry.backoffBaseMs and",
+            ),
+            (
+                r#""timeouts": {"resolveSeconds": 0}"#,
+                "timeouts.resolveSeconds: ",
+            ),
+            (
+                r#""timeouts": {"connectSeconds": 0}"#,
+                "timeouts.connectSeconds: ",
+            ),
+            (
+                r#""timeouts": {"sendSeconds": 0}"#,
+                "timeouts.sendSeconds: ",
+            ),
+            (
+                r#""timeouts": {"responseSeconds": 0}"#,
+                "timeouts.responseSeconds: ",
+            ),
+            (
+                r#""timeouts": {"bodySeconds": 0}"#,
+                "timeouts.bodySeconds: ",
+            ),
+            (
+                r#""validationLimits": {"keyLength": 0}"#,
+                "validationLimits.keyLength: ",
+            ),
+            (
+                r#""validationLimits": {"stringLength": 0}"#,
+                "validationLimits.stringLength: ",
+            ),
+            (
+                r#""validationLimits": {"bodyBytes": 0}"#,
+                "validationLimits.bodyBytes: ",
+            ),
+            (r#""maxResponseBody": 0"#, "maxResponseBody: "),
+            (r#""userAgent": """#, "userAgent: "),
+            (r#""loginUrl": "ftp://x""#, "loginUrl: "),
+            (r#""loginUrl": "http://example.com""#, "loginUrl: "),
+        ] {
+            let problem = problem(&format!("{{{base}, {field}}}"));
+            assert!(problem.starts_with(name), "{problem}");
+            assert!(!problem.contains("::"), "{problem}");
+        }
+        let problem = problem(r#"{"baseUrl": "no", "accessToken": "t"}"#);
+        assert!(problem.starts_with("baseUrl: "), "{problem}");
     }
 
     #[test]
@@ -736,9 +885,9 @@ mod tests {
                 "choose one",
             ),
             #[cfg(feature = "rustls")]
-            (r#""rootCertificates": "no PEM""#, "root_certificates"),
+            (r#""rootCertificates": "no PEM""#, "rootCertificates: "),
             (r#""proxy": true"#, "proxy"),
-            (r#""retry": {"maxAttempts": 0}"#, "max_attempts"),
+            (r#""retry": {"maxAttempts": 0}"#, "maxAttempts"),
         ] {
             let problem = problem(&format!("{{{base}, {field}}}"));
             assert!(problem.contains(part), "{problem}");

@@ -16,12 +16,19 @@ looks for libraries.
 
 Updates, targets, receipts, snapshots and outcomes are dictionaries with the field names of the library's JSON.
 
-A client may be used from any number of threads: other threads of Python run while it waits for the network. A call that
-waits is not interrupted by Ctrl-C; give it a Cancel, or run it in a batch, which is.
+A client may be used from any number of threads: other threads of Python run while it waits for the network.
+
+Ctrl-C ends a call that waits on the main thread with KeyboardInterrupt: a read at once, an update or a batch at its next
+wait or request (a second Ctrl-C does not wait for that). A change that was under way may then be in place. For this, a
+call from the main thread runs on a helper thread, and so do its callbacks: what is bound to its thread, as a connection
+of sqlite3 is, cannot be used in them.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import contextvars
 import ctypes
 import ctypes.util
 import json
@@ -30,7 +37,7 @@ import queue
 import sys
 import threading
 from types import TracebackType
-from typing import Any, Callable, Generator, Iterable, Iterator, Mapping, Optional, Type, Union
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Type, Union
 
 __all__ = [
     "Batch",
@@ -86,6 +93,10 @@ class GenesysError(Exception):
         self.missing_permissions: list[str] = list(error.get("missingPermissions") or [])
         #: Whether the change may be in place all the same: read the target to settle it.
         self.may_have_applied: bool = bool(error.get("mayHaveApplied"))
+
+    def __reduce__(self) -> Any:
+        # To go to another process, or to be copied: args alone does not make one again.
+        return type(self), (self.error,), self.__dict__
 
 
 class InvalidInputError(GenesysError):
@@ -252,10 +263,12 @@ _loading = threading.Lock()
 
 def _library() -> ctypes.CDLL:
     global _loaded
-    with _loading:
-        if _loaded is None:
-            _loaded = _load(_find_library())
-        return _loaded
+    # Without the lock once it is there: this is called by finalizers too, which may run while this thread holds it.
+    if _loaded is None:
+        with _loading:
+            if _loaded is None:
+                _loaded = _load(_find_library())
+    return _loaded
 
 
 def _json(value: Any) -> bytes:
@@ -266,9 +279,11 @@ def _json(value: Any) -> bytes:
 def _call(function: Callable[..., int], *arguments: Any) -> str:
     """Calls a function whose last argument is the result, and gives its text."""
     result = ctypes.c_void_p()
-    status = function(*arguments, ctypes.byref(result))
-    text = (ctypes.string_at(result.value) if result.value else b"{}").decode()
-    _library().gca_string_free(result)
+    try:
+        status = function(*arguments, ctypes.byref(result))
+        text = (ctypes.string_at(result.value) if result.value else b"{}").decode()
+    finally:
+        _library().gca_string_free(result)
     if status == 0:
         return text
     error = _object(text)
@@ -286,16 +301,102 @@ def version() -> str:
     return text.decode()
 
 
+class _Here(threading.local):
+    """The clients that this thread is in: in a call, or in a callback. None of them can be waited for here."""
+
+    def __init__(self) -> None:
+        self.clients: list[object] = []
+
+
+_here = _Here()
+
+
+@contextlib.contextmanager
+def _inside(client: object) -> Iterator[None]:
+    _here.clients.append(client)
+    try:
+        yield
+    finally:
+        _here.clients.pop()
+
+
+# For how long to wait in one piece: on Windows a wait is not interrupted, so that it is made of short ones.
+_PIECE = 0.2 if os.name == "nt" else None
+
+
+def _take(items: queue.SimpleQueue[Any]) -> Any:
+    """Waits for the next item."""
+    while True:
+        try:
+            return items.get(timeout=_PIECE)
+        except queue.Empty:
+            pass
+
+
+def _aside(work: Callable[[], str], cancel: Optional[Callable[[], None]]) -> str:
+    """Runs work on a helper thread while the main thread waits for it.
+
+    Signals are handled on the main thread, and not while that is in C: neither Ctrl-C nor anybody else's handler would
+    run before the call is over, or would do so in a callback, where an exception is lost.
+    """
+    ended: queue.SimpleQueue[tuple[str, Optional[BaseException]]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            ended.put((work(), None))
+        except BaseException as error:  # It is raised on the thread that waits.
+            ended.put(("", error))
+
+    run_here = contextvars.copy_context().run
+    thread = threading.Thread(target=run_here, args=(run,), name="genesys-attributes-call", daemon=True)
+    try:
+        try:
+            thread.start()
+        except RuntimeError:  # There is none to be had, as at the end of the program.
+            return work()
+        result = [_take(ended)]
+    except BaseException:
+        if cancel is not None:
+            cancel()
+            while thread.is_alive():
+                thread.join(_PIECE)
+        raise
+    if result[0][1] is not None:
+        raise result.pop()[1]
+    text: str = result[0][0]
+    return text
+
+
 class Cancel:
     """A flag that ends the calls which it was given to, for good. Any thread may trigger it."""
 
     def __init__(self) -> None:
-        self._free = _library().gca_cancel_free
+        self._free, self._set = _library().gca_cancel_free, _library().gca_cancel_trigger
+        self._triggered = False
+        self._followers: set[Cancel] = set()
         self._handle: Optional[int] = _library().gca_cancel_new()
 
     def trigger(self) -> None:
         """Sets the flag: what was given it ends at its next wait or request, with CancelledError."""
-        _library().gca_cancel_trigger(self._handle)
+        self._triggered = True
+        self._set(self._handle)
+        for follower in list(self._followers):
+            follower.trigger()
+
+    @contextlib.contextmanager
+    def _following(self, other: Optional[Cancel]) -> Iterator[None]:
+        """Is triggered with the other one, too."""
+        if other is None:
+            yield
+            return
+        # Added before it is looked at, and the other way round in trigger(): one of the two sees the other.
+        other._followers.add(self)
+        try:
+            if other._triggered:
+                self.trigger()
+            yield
+        finally:
+            other._followers.discard(self)
 
     def __del__(self) -> None:
         # Whoever uses the handle holds this object, so nobody does any more.
@@ -304,12 +405,26 @@ class Cancel:
             self._free(handle)
 
 
+class _Handle:
+    """The library's client. Whoever uses it holds this object, and the last one frees it."""
+
+    def __init__(self, value: Optional[int], callbacks: _Callbacks) -> None:
+        self._free = _library().gca_client_free
+        self.value = value
+        #: Kept for as long as the client lives, which calls them.
+        self.callbacks = callbacks
+
+    def __del__(self) -> None:
+        self._free(self.value)
+
+
 class Client:
     """Changes attributes on conversations: the entry point. May be used from any number of threads.
 
     config: a mapping of settings (region, clientId, clientSecret, accessToken, baseUrl, ratePerMinute, retry, ...).
     Where region and credentials are left out, they come from the environment.
-    on_update: called with the event of every update that was applied, on the thread that updated or one of a batch.
+    on_update: called with the event of every update that was applied, on the thread that updated or one of a batch. An
+    update in it calls it again: guard against a loop.
     on_audit: called with every audit record, likewise. It must not update through the same client.
 
     What on_update and on_audit raise is printed by ctypes and changes nothing.
@@ -324,23 +439,28 @@ class Client:
         on_update: Optional[Callable[[dict[str, Any]], Any]] = None,
         on_audit: Optional[Callable[[dict[str, Any]], Any]] = None,
     ) -> None:
-        self._free = _library().gca_client_free
-        self._handle: Optional[int] = None
+        # What callbacks know of it: the client itself would be held by them, and they by it.
+        self._key = key = object()
+        self._handle: Optional[_Handle] = None
         self._users = 0
         self._changed = threading.Condition()
-        self._batches: set[Callable[[], None]] = set()
+        self._batches: set[_Running] = set()
 
         def hook(function: Optional[Callable[[dict[str, Any]], Any]]) -> Any:
             if function is None:
                 return _ON_TEXT()
-            return _ON_TEXT(lambda _, text: function(_object(text)) and None)
 
-        # Kept for as long as the client lives, which calls them.
-        self._callbacks = _Callbacks(ctypes.sizeof(_Callbacks), None, hook(on_update), hook(on_audit))
+            def call(_: Any, text: bytes) -> None:
+                with _inside(key):
+                    function(_object(text))
+
+            return _ON_TEXT(call)
+
+        callbacks = _Callbacks(ctypes.sizeof(_Callbacks), None, hook(on_update), hook(on_audit))
         handle = ctypes.c_void_p()
         text = None if config is None else _json(dict(config))
-        _call(_library().gca_client_new, text, ctypes.byref(self._callbacks), ctypes.byref(handle))
-        self._handle = handle.value
+        _call(_library().gca_client_new, text, ctypes.byref(callbacks), ctypes.byref(handle))
+        self._handle = _Handle(handle.value, callbacks)
 
     def __enter__(self) -> Client:
         return self
@@ -354,47 +474,69 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Stops its batches, waits for the calls of other threads, and frees the client.
+        """Stops its batches, waits for them and for the calls of other threads, and frees the client.
 
-        Later calls raise ValueError.
+        A batch whose input blocks is waited for no longer than a second, and ends when the input goes on. Later calls
+        raise ValueError. From inside of a call, that is in a callback or in the input of a batch, it raises RuntimeError.
         """
-        for stop in list(self._batches):
-            stop()
+        if self._key in _here.clients:
+            raise RuntimeError("the client cannot be closed from inside of its call: close the client after the call")
         with self._changed:
-            handle, self._handle = self._handle, None
+            # First, so that no batch begins after this.
+            self._handle = None
+            batches = list(self._batches)
+        for batch in batches:
+            batch.stop()
+        for batch in batches:
+            batch.join()
+        with self._changed:
             self._changed.wait_for(lambda: self._users == 0)
-        if handle is not None:
-            self._free(handle)
 
-    def __del__(self) -> None:
-        # Whoever uses the handle holds this object, so nobody does any more.
-        handle, self._handle = getattr(self, "_handle", None), None
-        if handle is not None:
-            self._free(handle)
-
-    def _call(self, name: str, *arguments: Any) -> str:
+    @contextlib.contextmanager
+    def _use(self) -> Iterator[_Handle]:
         with self._changed:
             if self._handle is None:
                 raise ValueError("the client is closed")
             handle = self._handle
             self._users += 1
         try:
-            return _call(getattr(_library(), name), handle, *arguments)
+            with _inside(self._key):
+                yield handle
         finally:
             with self._changed:
                 self._users -= 1
                 self._changed.notify_all()
 
+    def _call(self, name: str, *arguments: Any) -> str:
+        with self._use() as handle:
+            return _call(getattr(_library(), name), handle.value, *arguments)
+
+    def _wait(self, name: str, *arguments: Any, cancels: bool = False, cancel: Optional[Cancel] = None) -> str:
+        """Calls a function that waits for the network. cancels: whether it takes a flag that ends it."""
+        function, key = getattr(_library(), name), self._key
+        if threading.get_ident() != threading.main_thread().ident or _here.clients:
+            # In a callback the library knows by the thread what may be called.
+            return self._call(name, *arguments, *([cancel and cancel._handle] if cancels else []))
+        own = Cancel()
+
+        def work() -> str:
+            # It holds what the library uses, also when nobody waits for it any more.
+            with _inside(key):
+                return _call(function, handle.value, *arguments, *([own._handle] if cancels else []))
+
+        with self._use() as handle, own._following(cancel):
+            return _aside(work, own.trigger if cancels else None)
+
     def update(self, update: Record, *, cancel: Optional[Cancel] = None) -> dict[str, Any]:
         """Changes attributes and gives the receipt, when that is settled.
 
         update: conversationId and attributes; participant, or target ("secure", or "custom" with record), for other
-        stores than the conversation's own; optionally remove, ifVersion, skipUnchanged, unlocked and schema.
+        stores than the conversation's own; optionally remove, ifVersion, skipUnchanged, unlocked, schema and verify.
 
         Raises the kind of GenesysError that says why it was refused or failed. Where its may_have_applied is true, the
         change may be in place.
         """
-        return _object(self._call("gca_update", _json(dict(update)), cancel and cancel._handle))
+        return _object(self._wait("gca_update", _json(dict(update)), cancels=True, cancel=cancel))
 
     def update_with(
         self,
@@ -424,18 +566,18 @@ class Client:
                 return 1
 
         try:
-            text = self._call(
-                "gca_update_with", _json(dict(target)), _COMPUTE(ask), None, cancel and cancel._handle
+            text = self._wait(
+                "gca_update_with", _json(dict(target)), _COMPUTE(ask), None, cancels=True, cancel=cancel
             )
         except GenesysError:
             if raised:
-                raise raised[0] from None
+                raise raised.pop() from None
             raise
         return _object(text)
 
     def read(self, target: Record) -> dict[str, Any]:
         """Reads a target's attributes and version: one request."""
-        return _object(self._call("gca_read", _json(dict(target))))
+        return _object(self._wait("gca_read", _json(dict(target))))
 
     def validate(self, update: Record) -> None:
         """Checks an update without any request. Raises InvalidInputError with all violations at once."""
@@ -456,11 +598,14 @@ class Client:
                     print(outcome["line"], outcome["error"]["message"])
 
         updates: mappings or lines of JSON, taken from the iterable as there is room, on threads of the batch, one at a
-        time. What it raises stops the batch, and is raised after the outcomes of the updates before.
+        time. One that is no update fails alone. What the iterable raises stops the batch, and is raised after the outcomes
+        of the updates before.
         workers: how many updates run at the same time. stop_after: stops after so many failures.
         max_outage: for how many seconds an outage of the platform is waited out, 600 by default.
 
-        The batch begins with the first outcome that is asked for. Ending the loop early stops it.
+        The batch begins with the first outcome that is asked for. A Batch that nobody holds any more is stopped, as by
+        leaving the loop early; its close() also waits for the end, and so do the client's and the end of the program. An
+        iterable that blocks is waited for no longer than a second.
         """
         options: dict[str, Any] = {"workers": workers}
         if stop_after is not None:
@@ -479,14 +624,14 @@ class Client:
 
     def verify_credentials(self) -> dict[str, Any]:
         """Logs in if need be, and asks whose token it is."""
-        return _object(self._call("gca_verify_credentials"))
+        return _object(self._wait("gca_verify_credentials"))
 
     def flush(self, timeout: float = 10.0) -> None:
         """Waits, for timeout seconds at most, until no update is under way, and flushes the audit file.
 
         Raises TimedOutError when some still are.
         """
-        self._call("gca_flush", min(max(int(timeout * 1000), 0), 0xFFFFFFFF))
+        self._wait("gca_flush", min(max(int(timeout * 1000), 0), 0xFFFFFFFF))
 
 
 class Batch(Iterator[dict[str, Any]]):
@@ -495,86 +640,193 @@ class Batch(Iterator[dict[str, Any]]):
     def __init__(self, client: Client, updates: Iterable[Union[Record, str]], options: Record) -> None:
         #: What the batch did: counts, times, and "stopped" where it ended early. None before its end.
         self.report: Optional[dict[str, Any]] = None
-        self._outcomes = self._run(client, updates, options)
+        self._over = False
+        self._running = _Running(client, updates, options)
 
     def __iter__(self) -> Batch:
         return self
 
     def __next__(self) -> dict[str, Any]:
+        if self._over:
+            self.close()  # By a hook, perhaps, which did not wait.
+            raise StopIteration
         try:
-            return next(self._outcomes)
-        except StopIteration as end:
-            if end.value is not None:
-                self.report = end.value
-            raise StopIteration from None
+            self._running.start()
+            outcome: Optional[dict[str, Any]] = _take(self._running.outcomes)
+        except BaseException:
+            self.close()
+            raise
+        if outcome is not None:
+            self._running.room.release()
+            return outcome
+        self._running.outcomes.put(None)  # For another thread that asks.
+        stopped, self._over = self._over, True
+        self._settle()
+        if self._running.raised and not stopped:
+            raise self._running.raised.pop(0)
+        raise StopIteration
 
     def close(self) -> None:
-        """Stops the batch, if it runs: updates under way end at their next wait or request."""
-        self._outcomes.close()
+        """Stops the batch, if it runs: updates under way end at their next wait or request. Waits for that, but not from
+        inside of a callback, and for a second where the input blocks."""
+        self._over = True
+        self._running.stop()
+        if self._running.client._key not in _here.clients:
+            self._running.join()
+        self._settle()
 
-    @staticmethod
-    def _run(
-        client: Client, updates: Iterable[Union[Record, str]], options: Record
-    ) -> Generator[dict[str, Any], None, dict[str, Any]]:
-        outcomes: queue.SimpleQueue[Optional[dict[str, Any]]] = queue.SimpleQueue()
-        room = threading.Semaphore(1000)
-        cancel = Cancel()
-        stopped = threading.Event()
-        source = iter(updates)
-        line = b""  # Kept until the next call, as the library asks for.
-        ended: list[dict[str, Any]] = []
-        raised: list[BaseException] = []
+    def _settle(self) -> None:
+        self.report = self._running.report
 
-        def next_line(_: Any) -> Optional[int]:
-            nonlocal line
+    def __del__(self) -> None:
+        # It does not wait: finalizers run on any thread, those of the batch among them, and at any place.
+        running = getattr(self, "_running", None)
+        if running is not None:
+            running.stop()
+
+
+_END = object()
+#: The batches that the end of the program stops.
+_under_way: set[_Running] = set()
+
+
+class _Running:
+    """A batch under way. It does not know its Batch, which is to end when nobody holds it any more."""
+
+    def __init__(self, client: Client, updates: Iterable[Union[Record, str]], options: Record) -> None:
+        self.client = client
+        self.outcomes: queue.SimpleQueue[Optional[dict[str, Any]]] = queue.SimpleQueue()
+        self.room = threading.Semaphore(1000)
+        self.report: Optional[dict[str, Any]] = None
+        self.raised: list[BaseException] = []
+        self._updates = updates
+        self._options = options
+        self._cancel = Cancel()
+        self._stopped = False
+        self._reading = False
+        self._line = b""  # Kept until the next call, as the library asks for.
+        self._lines = 0
+        self._refused: dict[int, str] = {}
+        self._begin = threading.Lock()
+        self._finished = threading.Event()
+        self._thread: Optional[threading.Thread] = None
+
+    def start(self) -> None:
+        with self._begin:
+            if self._thread is not None:
+                return
+            if self._stopped:
+                self.outcomes.put(None)
+                return
+            source = iter(self._updates)
+            # A thread that the end of the program does not wait for: _stop_all does, and may leave it alone.
+            thread = threading.Thread(target=self._run, args=(source,), name="genesys-attributes-batch", daemon=True)
+            with self.client._changed:
+                if self.client._handle is None:
+                    raise ValueError("the client is closed")
+                self._handle: Optional[_Handle] = self.client._handle
+                self.client._batches.add(self)
+            _under_way.add(self)
+            # Before it starts: when Ctrl-C comes meanwhile, the thread runs and is to be waited for.
+            self._thread = thread
             try:
-                if stopped.is_set() or not threading.main_thread().is_alive():
-                    return None
-                update = next(source)
-                line = update.encode() if isinstance(update, str) else _json(dict(update))
-                return ctypes.cast(ctypes.c_char_p(line), ctypes.c_void_p).value
-            except StopIteration:
-                return None
-            except BaseException as error:  # It must not be lost in C.
-                raised.append(error)
-                return None
+                thread.start()
+            except RuntimeError:  # There is none to be had.
+                self._thread = None
+                self._leave()
+                raise
 
-        def on_outcome(_: Any, text: bytes) -> int:
-            # At the end of the program nobody iterates any more, and this thread is waited for.
-            while not room.acquire(timeout=0.2):
-                if stopped.is_set() or not threading.main_thread().is_alive():
-                    return 1
-            outcomes.put(_object(text))
-            return int(stopped.is_set())
+    def stop(self) -> None:
+        self._stopped = True
+        self._cancel.trigger()
 
-        def stop() -> None:
-            stopped.set()
-            cancel.trigger()
+    def join(self) -> None:
+        """Waits for its end. An input that blocks may do so for ever: it gets a second to go on."""
+        thread = self._thread
+        while thread is not None and not self._finished.wait(1.0):
+            # After stop() no other line is asked for, so that it is the same since then. A process that was forked
+            # has the thread no more.
+            if self._reading or not thread.is_alive():
+                return
 
-        callbacks = _NEXT_LINE(next_line), _ON_OUTCOME(on_outcome)
+    def _leave(self) -> None:
+        self._handle = None
+        with self.client._changed:
+            self.client._batches.discard(self)
+        _under_way.discard(self)
+        self._finished.set()
+        self.outcomes.put(None)
 
-        def run() -> None:
-            try:
-                text = client._call("gca_batch", _json(options), *callbacks, None, cancel._handle)
-                ended.append(_object(text))
-            except BaseException as error:  # It is raised on the thread that iterates.
-                raised.append(error)
-            outcomes.put(None)
-
-        thread = threading.Thread(target=run, name="genesys-attributes-batch")
-        client._batches.add(stop)
-        thread.start()
+    def _run(self, source: Iterator[Union[Record, str]]) -> None:
+        callbacks = _NEXT_LINE(lambda _: self._next_line(source)), _ON_OUTCOME(self._on_outcome)
         try:
-            while True:
-                outcome = outcomes.get()
-                if outcome is None:
-                    break
-                room.release()
-                yield outcome
-        finally:
-            stop()
-            thread.join()
-            client._batches.discard(stop)
-        if raised:
-            raise raised[0]
-        return ended[0]
+            with _inside(self.client._key):
+                handle, options = self._handle, _json(self._options)
+                assert handle is not None
+                text = _call(_library().gca_batch, handle.value, options, *callbacks, None, self._cancel._handle)
+                self.report = _object(text)
+        except BaseException as error:  # It is raised on the thread that iterates.
+            self.raised.append(error)
+        handle = None
+        self._leave()
+
+    def _next_line(self, source: Iterator[Union[Record, str]]) -> Optional[int]:
+        try:
+            with _inside(self.client._key):
+                if self._stopped:
+                    return None
+                self._reading = True
+                try:
+                    update = next(source, _END)
+                finally:
+                    self._reading = False
+                if update is _END:
+                    return None
+                self._lines += 1
+                self._line = self._json_of(update)
+                return ctypes.cast(ctypes.c_char_p(self._line), ctypes.c_void_p).value
+        except BaseException as error:  # It must not be lost in C.
+            self.raised.append(error)
+            return None
+
+    def _json_of(self, update: Any) -> bytes:
+        try:
+            if isinstance(update, str):
+                if "\0" in update:
+                    raise ValueError("the line holds a NUL, which no JSON does: write it as \\u0000")
+                return update.encode()
+            try:
+                record = dict(update)
+            except (TypeError, ValueError):
+                name = type(update).__name__
+                raise TypeError(f"an update must be a mapping or a line of JSON, and not {name}") from None
+            return _json(record)
+        except Exception as error:
+            # The library gets what is no update, so that this line fails alone.
+            self._refused[self._lines] = f"the update cannot be written as JSON: {error}"
+            return b"-"
+
+    def _on_outcome(self, _: Any, text: bytes) -> int:
+        try:
+            outcome = _object(text)
+            problem = self._refused.pop(outcome["line"], None)
+            if problem is not None:
+                outcome["error"]["message"] = problem
+            while not self.room.acquire(timeout=0.2):
+                if self._stopped:
+                    return 1
+            self.outcomes.put(outcome)
+            return int(self._stopped)
+        except BaseException as error:  # As above.
+            self.raised.append(error)
+            return 1
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Nobody iterates any more when the program ends. What still ran then could not call Python any more."""
+    batches = list(_under_way)
+    for batch in batches:
+        batch.stop()
+    for batch in batches:
+        batch.join()

@@ -1,7 +1,11 @@
 """Tests of genesys_attributes.py against the server of tests/it/capi.rs, which runs them."""
 
+import contextlib
+import copy
 import gc
 import os
+import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +24,37 @@ def client(**options):
 
 def update(conversation, **attributes):
     return {"conversationId": conversation, "attributes": attributes}
+
+
+# An update of the conversation "down" ends by a Cancel only.
+SLOW = {"maxAttempts": 1000000, "deadlineSeconds": 86400, "backoffBaseMs": 50, "backoffMaxMs": 50}
+
+
+def interrupt():
+    """Ctrl-C."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@contextlib.contextmanager
+def interruptible():
+    # Whoever runs the tests in the background has it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run(code):
+    """Runs a program, which is killed when it hangs, and gives what it printed."""
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "import genesys_attributes as ga\n" + code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    return ended.stdout if ended.returncode == 0 else f"{ended.stdout}\nexit status {ended.returncode}"
 
 
 class ClientTest(unittest.TestCase):
@@ -118,11 +153,147 @@ class ClientTest(unittest.TestCase):
 
     def test_cancel_ends_an_update(self):
         cancel = Cancel()
-        slow = {"maxAttempts": 1000000, "deadlineSeconds": 86400, "backoffBaseMs": 50, "backoffMaxMs": 50}
         # The intent is recorded just before the first write.
-        with Client({"retry": slow, "ratePerMinute": 0}, on_audit=lambda record: cancel.trigger()) as c:
+        with Client({"retry": SLOW, "ratePerMinute": 0}, on_audit=lambda record: cancel.trigger()) as c:
             with self.assertRaises(ga.CancelledError):
                 c.update(update("down", n=1), cancel=cancel)
+            # It stays set, and on any thread.
+            with self.assertRaises(ga.CancelledError):
+                c.update(update("down", n=1), cancel=cancel)
+            caught = []
+
+            def on_another_thread():
+                try:
+                    c.update(update("down", n=1), cancel=cancel)
+                except ga.CancelledError as error:
+                    caught.append(error)
+
+            thread = threading.Thread(target=on_another_thread)
+            thread.start()
+            thread.join()
+            self.assertEqual(len(caught), 1)
+
+    @unittest.skipIf(os.name == "nt", "there is no signal to send")
+    def test_ctrl_c_ends_a_call_of_the_main_thread(self):
+        seen = []
+
+        def on_audit(record):
+            seen.append(record["phase"])
+            if record["phase"] == "intent":
+                interrupt()
+
+        config = {"retry": SLOW, "ratePerMinute": 0}
+        with interruptible(), Client(config, on_update=lambda event: None, on_audit=on_audit) as c:
+            cancel = Cancel()
+            with self.assertRaises(KeyboardInterrupt):
+                c.update(update("down", n=1), cancel=cancel)
+            with self.assertRaises(KeyboardInterrupt):
+                c.update_with({"conversationId": "down"}, lambda now: {"n": 1}, cancel=cancel)
+            # Both were waited for, and the caller's flag is as it was.
+            self.assertEqual(seen, ["intent", "outcome"] * 2)
+            self.assertFalse(cancel._triggered or cancel._followers)
+
+    @unittest.skipIf(os.name == "nt", "there is no signal to send")
+    def test_ctrl_c_in_compute_is_raised(self):
+        asked, go_on = [], threading.Event()
+
+        def compute(now):
+            asked.append(now)
+            interrupt()
+            go_on.wait()  # By then the main thread has the signal.
+            return {"n": 1}
+
+        def handler(number, frame):
+            go_on.set()
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGINT, handler)
+        try:
+            with client(on_update=lambda event: None) as c:
+                with self.assertRaises(KeyboardInterrupt):
+                    c.update_with({"conversationId": "interrupted"}, compute)
+                self.assertEqual(len(asked), 1)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def test_a_text_is_freed_whatever_happens(self):
+        freed, library = [], ga._library()
+
+        class Counting:
+            gca_string_free = staticmethod(freed.append)
+
+        ga._loaded = Counting
+        try:
+            with self.assertRaises(ZeroDivisionError):
+                ga._call(lambda result: 1 // 0)
+        finally:
+            ga._loaded = library
+        self.assertEqual(len(freed), 1)
+
+    def test_closing_from_inside_of_a_call_is_refused(self):
+        message = "close the client after the call"
+        with client() as c:
+
+            def compute(now):
+                with c:
+                    return {"n": 1}
+
+            with self.assertRaisesRegex(RuntimeError, message):
+                c.update_with({"conversationId": "closing"}, compute)
+
+            def source():
+                yield update("closing", n=1)
+                c.close()
+
+            with self.assertRaisesRegex(RuntimeError, message):
+                list(c.batch(source()))
+            # Another client may be closed there.
+            c.update_with({"conversationId": "closing"}, lambda now: client().close())
+        caught = []
+
+        def on_update(event):
+            try:
+                c.close()
+            except RuntimeError as error:
+                caught.append(error)
+
+        with client(on_update=on_update) as c:
+            c.update(update("closing", n=2))
+            self.assertEqual(len(caught), 1)
+            list(c.batch([update("closing", n=3)]))
+            self.assertEqual(len(caught), 2)
+
+    def test_exceptions_can_be_copied_and_sent_to_other_processes(self):
+        with client() as c:
+            with self.assertRaises(ga.InvalidInputError) as caught:
+                c.update(update("c", n=1.5))
+        error = caught.exception
+        error.note = "of the caller"
+        for again in [pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)]:
+            self.assertIs(type(again), ga.InvalidInputError)
+            self.assertEqual((str(again), again.error, again.note), (str(error), error.error, error.note))
+            self.assertEqual(again.violations, error.violations)
+
+    def test_what_a_hook_returns_is_ignored(self):
+        class Ambiguous:
+            def __bool__(self):
+                raise ValueError("an array, say")
+
+        printed, before = [], sys.unraisablehook
+        sys.unraisablehook = printed.append
+        try:
+            with client(on_update=lambda event: Ambiguous()) as c:
+                c.update(update("python", n=1))
+        finally:
+            sys.unraisablehook = before
+        self.assertEqual(printed, [])
+
+    def test_a_target_says_where_only(self):
+        with client() as c:
+            for name in ["attributes", "remove", "ifVersion", "skipUnchanged", "verify"]:
+                for call in [c.read, lambda target: c.update_with(target, lambda now: None)]:
+                    with self.assertRaisesRegex(ga.InvalidInputError, name):
+                        call({"conversationId": "python", name: None})
 
     def test_a_hook_may_call_back(self):
         def on_update(event):
@@ -184,6 +355,98 @@ class BatchTest(unittest.TestCase):
             gc.collect()
         self.assertLess(len(taken), 10000)
 
+    def test_an_abandoned_batch_that_the_collector_finds_on_its_own_thread_ends(self):
+        printed = run(
+            "import gc, threading\n"
+            "gc.disable()\n"
+            "abandoned = threading.Event()\n"
+            "def source():\n"
+            "    yield {'conversationId': 'endless', 'attributes': {'n': 1}}\n"
+            "    abandoned.wait()\n"
+            "    print('found:', gc.collect() > 0)\n"
+            "    while True:\n"
+            "        yield {'conversationId': 'endless', 'attributes': {'n': 1}}\n"
+            "def job(c):\n"
+            "    batch = c.batch(source(), workers=4)\n"
+            "    try:\n"
+            "        for outcome in batch:\n"
+            "            raise ValueError\n"
+            "    except ValueError as error:\n"
+            "        kept = error  # frame, error, traceback, frame\n"
+            "c = ga.Client({'ratePerMinute': 0})\n"
+            "job(c)\n"
+            "abandoned.set()\n"
+            "c.close()\n"
+            "print('closed')\n"
+        )
+        self.assertEqual(printed, "found: True\nclosed\n")
+
+    def test_a_hook_may_close_the_batch(self):
+        printed = run(
+            "lines = ({'conversationId': f'closed-{n}', 'attributes': {'n': 1}} for n in iter(int, 1))\n"
+            "c = ga.Client({'ratePerMinute': 0}, on_update=lambda event: batch.close())\n"
+            "batch = c.batch(lines)\n"
+            "for outcome in batch: pass\n"
+            "print(batch.report['applied'] >= 1, batch.report['stopped'] is not None)\n"
+        )
+        self.assertEqual(printed, "True True\n")
+
+    def test_a_source_that_blocks_keeps_nobody(self):
+        for end in ["batch.close()", "c.close()", "pass"]:
+            printed = run(
+                "import threading\n"
+                "def source():\n"
+                "    yield {'conversationId': 'blocked', 'attributes': {'n': 1}}\n"
+                "    threading.Event().wait()\n"
+                "c = ga.Client({'ratePerMinute': 0})\n"
+                "batch = c.batch(source())\n"
+                "print(next(batch)['status'])\n"
+                f"{end}\n"
+                "print('on')\n"
+            )
+            self.assertEqual(printed, "applied\non\n", end)
+
+    @unittest.skipIf(os.name == "nt", "there is no signal to send")
+    def test_ctrl_c_ends_a_batch(self):
+        def source():
+            for n in range(10**9):
+                if n == 100:
+                    interrupt()
+                yield update("endless", n=1)
+
+        with interruptible(), client() as c:
+            batch = c.batch(source())
+            with self.assertRaises(KeyboardInterrupt):
+                for outcome in batch:
+                    pass
+            batch.close()
+            self.assertIsNotNone(batch.report["stopped"])
+
+    def test_a_record_that_is_no_json_fails_alone(self):
+        good = update("python", n=1)
+        circular = update("python", n=1)
+        circular["attributes"]["n"] = circular
+        text = '{"conversationId":"python","attributes":{"n":1}}'
+        bad = [
+            (update("python", n=float("nan")), "Out of range float"),
+            (update("python", n="\udc80"), "surrogates"),
+            (circular, "Circular"),
+            (None, "mapping or a line of JSON, and not NoneType"),
+            (7, "not int"),
+            (update("python", n=object()), "not JSON serializable"),
+            ("\udc80", "surrogates"),
+            (text + "\0, garbage", "NUL"),
+            (text[:-1], "not JSON"),
+        ]
+        with client() as c:
+            batch = c.batch([good, *(record for record, _ in bad), good])
+            outcomes = {outcome["line"]: outcome for outcome in batch}
+            self.assertEqual(len(outcomes), len(bad) + 2)
+            self.assertEqual((batch.report["applied"], batch.report["failed"]), (2, len(bad)))
+            for line, (record, part) in enumerate(bad, 2):
+                self.assertEqual(outcomes[line]["error"]["kind"], "invalidInput")
+                self.assertIn(part, outcomes[line]["error"]["message"])
+
     def test_closing_the_client_stops_its_batches(self):
         c = client()
         batch = c.batch((update("endless", n=1) for _ in iter(int, 1)), workers=4)
@@ -210,9 +473,11 @@ class BatchTest(unittest.TestCase):
 
         seen = []
         with client() as c:
+            batch = c.batch(broken())
             with self.assertRaisesRegex(RuntimeError, "the source is gone"):
-                for outcome in c.batch(broken()):
+                for outcome in batch:
                     seen.append(outcome["status"])
+            self.assertEqual((batch.report["applied"], list(batch)), (1, []))
             with self.assertRaises(ga.InvalidInputError):
                 list(c.batch([], workers=-1))
         self.assertEqual(seen, ["applied"])

@@ -30,6 +30,9 @@ use super::report::{BatchOutcome, StopReason};
 /// take this long.
 const SLOW_UPDATE: Duration = Duration::from_millis(10);
 
+/// How a panic of a batch begins for which the system had no thread.
+pub(crate) const NO_THREAD: &str = "the batch got no thread";
+
 /// What the threads of a batch hand to the one that called it.
 pub(super) enum Message<T> {
     Outcome(T, BatchOutcome),
@@ -76,10 +79,15 @@ impl<'scope, T: Send> Crew<'scope, '_, T> {
     {
         lock(&self.shared.state).threads += 1;
         let crew = self.clone();
-        self.scope.spawn(move || {
+        let hired = std::thread::Builder::new().spawn_scoped(self.scope, move || {
             let _leaving = Leaving(&crew);
             crew.read_all(input);
         });
+        if let Err(error) = hired {
+            let why = Box::new(format!("{NO_THREAD} to read its input: {error}"));
+            lock(&self.shared.state).panic = Some(why);
+            self.left();
+        }
     }
 
     /// Starts a worker. Without the first one there is no batch, and that is a panic of the caller's;
@@ -101,7 +109,7 @@ impl<'scope, T: Send> Crew<'scope, '_, T> {
             let mut state = lock(&self.shared.state);
             state.started -= 1;
             if state.started == 0 {
-                state.panic = Some(Box::new(format!("no thread for a worker: {error}")));
+                state.panic = Some(Box::new(format!("{NO_THREAD} to work: {error}")));
                 drop(state);
                 self.shared.stop();
             } else {

@@ -22,6 +22,8 @@ use crew::{Crew, Message};
 use queue::Shared;
 use report::Tally;
 
+#[cfg(feature = "capi")]
+pub(crate) use crew::NO_THREAD;
 pub use outage::Notice;
 pub use report::{BatchOutcome, BatchReport, StopReason};
 

@@ -54,7 +54,7 @@ pub(super) fn answer(result: *mut *mut c_char, work: impl FnOnce() -> Result<Str
     give(result, None);
     let caught = catch_unwind(AssertUnwindSafe(|| {
         keep_thread_reachable();
-        let answer = match Place::current() {
+        let answer = match Here::current().place {
             Place::Log => Err(invalid(
                 "must not be called from inside of the log callback",
             )),
@@ -166,8 +166,7 @@ pub(super) fn parsed(name: &str, json: &str) -> Result<Map<String, Value>> {
     }
 }
 
-/// Where this thread is, as far as it decides what it may call: of the callbacks that it
-/// is in, the one that allows the least.
+/// A callback, by what it may call.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     Outside,
@@ -179,27 +178,86 @@ pub(super) enum Place {
     Log,
 }
 
-thread_local! {
-    static PLACE: Cell<Place> = const { Cell::new(Place::Outside) };
+/// Which client: they are numbered.
+pub(super) type ClientId = u64;
+
+/// How many callbacks of updates and batches may be inside of each other: an `on_update` that updates
+/// is called again by its own update, and the stack of a thread ends.
+pub(super) const DEEPEST: usize = 16;
+
+/// Where this thread is, as far as it decides what it may call.
+#[derive(Clone, Copy)]
+pub(super) struct Here {
+    /// Of the callbacks that it is in, the one that allows the least.
+    pub(super) place: Place,
+    /// How many callbacks of updates and batches it is in.
+    depth: usize,
+    /// The clients of those that are a [`Place::Update`].
+    held: [Option<ClientId>; DEEPEST],
 }
 
-impl Place {
-    pub(super) fn current() -> Place {
-        PLACE.get()
+thread_local! {
+    static HERE: Cell<Here> = const { Cell::new(Here::OUTSIDE) };
+}
+
+impl Here {
+    const OUTSIDE: Here = Here {
+        place: Place::Outside,
+        depth: 0,
+        held: [None; DEEPEST],
+    };
+
+    pub(super) fn current() -> Here {
+        HERE.get()
     }
 
-    /// Runs `work`, a call into C, with this thread known to be there.
-    pub(super) fn run<R>(self, work: impl FnOnce() -> R) -> R {
-        struct Back(Place);
+    /// Refuses what updates through this client, where it would wait for itself or never end.
+    pub(super) fn may_update(&self, client: ClientId) -> Result<()> {
+        if self.held.contains(&Some(client)) {
+            return Err(invalid(
+                "a compute or on_audit callback must not update through the same client: do it \
+                 after the update",
+            ));
+        }
+        if self.depth >= DEEPEST {
+            return Err(invalid(format!(
+                "{DEEPEST} callbacks are under way inside of each other: an on_update callback \
+                 that updates is called again by its own update, so guard against that"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Runs `work`, a call into C, with this thread known to be there as well.
+    pub(super) fn run<R>(&self, work: impl FnOnce() -> R) -> R {
+        struct Back(Here);
         impl Drop for Back {
             fn drop(&mut self) {
-                PLACE.set(self.0);
+                HERE.set(self.0);
             }
         }
-        let before = PLACE.get();
+        let before = HERE.get();
         let _back = Back(before);
-        PLACE.set(self.max(before));
+        HERE.set(*self);
         work()
+    }
+
+    /// The log callback.
+    pub(super) fn in_log(mut self) -> Here {
+        self.place = Place::Log;
+        self
+    }
+
+    /// A callback of an update or a batch of this client.
+    pub(super) fn inside(mut self, place: Place, client: ClientId) -> Here {
+        self.place = self.place.max(place);
+        if place == Place::Update
+            && let Some(free) = self.held.iter_mut().find(|held| held.is_none())
+        {
+            *free = Some(client);
+        }
+        self.depth += 1;
+        self
     }
 }
 
@@ -236,7 +294,19 @@ mod tests {
 
     #[test]
     fn place_is_put_back_after_a_panic() {
-        quietly(|| Place::Log.run(|| panic!("on purpose")));
-        assert!(Place::current() == Place::Outside);
+        quietly(|| Here::current().in_log().run(|| panic!("on purpose")));
+        assert!(Here::current().place == Place::Outside);
+    }
+
+    #[test]
+    fn update_is_refused_where_its_client_is_held_and_beyond_a_depth() {
+        let mut here = Here::OUTSIDE.inside(Place::Update, 1);
+        for _ in 1..DEEPEST {
+            assert!(here.may_update(1).is_err());
+            assert!(here.may_update(2).is_ok());
+            here = here.inside(Place::Hook, 2);
+        }
+        assert!(here.place == Place::Update);
+        assert!(here.may_update(2).is_err());
     }
 }

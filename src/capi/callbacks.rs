@@ -8,7 +8,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::boundary::{Place, c_text, invalid, json, object, parsed, text};
+use super::boundary::{ClientId, Here, Place, c_text, invalid, json, object, parsed, text};
 use crate::attributes::Attributes;
 use crate::audit::{AuditRecord, AuditSink};
 use crate::error::{Error, ErrorKind, Result};
@@ -57,10 +57,12 @@ pub(super) struct Hooks {
 }
 
 impl Hooks {
+    /// The callbacks of the client with this number.
+    ///
     /// # Safety
     ///
     /// `callbacks` is NULL or points to a `gca_callbacks` of the size that its first field says.
-    pub(super) unsafe fn read(callbacks: *const Callbacks) -> Result<Hooks> {
+    pub(super) unsafe fn read(callbacks: *const Callbacks, client: ClientId) -> Result<Hooks> {
         if callbacks.is_null() {
             return Ok(Hooks {
                 on_update: None,
@@ -81,6 +83,7 @@ impl Hooks {
             call.map(|call| Hook {
                 call,
                 userdata: UserData(callbacks.userdata),
+                client,
             })
         };
         Ok(Hooks {
@@ -94,6 +97,7 @@ impl Hooks {
 pub(super) struct Hook {
     call: OnText,
     userdata: UserData,
+    client: ClientId,
 }
 
 impl Hook {
@@ -105,7 +109,8 @@ impl Hook {
         let text = c_text(text);
         // SAFETY: the function and its userdata are what the caller gave for this; the text lives
         // until the call is over.
-        place.run(|| unsafe { (self.call)(self.userdata.get(), text.as_ptr()) });
+        let call = || unsafe { (self.call)(self.userdata.get(), text.as_ptr()) };
+        Here::current().inside(place, self.client).run(call);
     }
 }
 
@@ -138,6 +143,7 @@ impl Reply {
 pub(super) fn compute(
     call: Compute,
     userdata: UserData,
+    client: ClientId,
     now: &Snapshot,
 ) -> Result<Option<Attributes>> {
     let snapshot = c_text(json(now));
@@ -145,8 +151,8 @@ pub(super) fn compute(
     let reply_pointer = &raw mut reply;
     // SAFETY: the function and its userdata are what the caller gave for this; the text and the
     // reply live until the call is over, which is how long the header allows their use.
-    let status =
-        Place::Update.run(|| unsafe { call(userdata.get(), snapshot.as_ptr(), reply_pointer) });
+    let asked = || unsafe { call(userdata.get(), snapshot.as_ptr(), reply_pointer) };
+    let status = Here::current().inside(Place::Update, client).run(asked);
     if status != 0 {
         return Err(Error::new(
             ErrorKind::Cancelled,
@@ -161,6 +167,8 @@ pub(super) fn compute(
 pub(super) struct Lines {
     pub(super) next: NextLine,
     pub(super) userdata: UserData,
+    /// Where the batch was called: its lines may call no more than that, since it waits for them.
+    pub(super) here: Here,
     pub(super) ended: bool,
 }
 
@@ -172,7 +180,8 @@ impl Iterator for Lines {
             return None;
         }
         // SAFETY: the function and its userdata are what the caller gave for this.
-        let line = unsafe { (self.next)(self.userdata.get()) };
+        let next = || unsafe { (self.next)(self.userdata.get()) };
+        let line = self.here.run(next);
         if line.is_null() {
             self.ended = true;
             return None;
@@ -218,7 +227,7 @@ pub(super) fn set_logger(call: OnLog, userdata: UserData, level: LevelFilter) ->
             // One that is made while the callback runs would only bring about the next.
             if let Some(logger) = LOGGER.get()
                 && self.enabled(record.metadata())
-                && Place::current() != Place::Log
+                && Here::current().place != Place::Log
             {
                 logger.log(record);
             }
@@ -246,7 +255,7 @@ impl Logger {
         let (target, message) = (c_text(record.target()), c_text(record.args().to_string()));
         // SAFETY: the function and its userdata are what the caller gave for this; the texts live
         // until the call is over.
-        Place::Log.run(|| unsafe {
+        Here::current().in_log().run(|| unsafe {
             (self.call)(
                 self.userdata.get(),
                 level,

@@ -3,16 +3,20 @@
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use log::LevelFilter;
 
-use super::boundary::{self, Place, answer, invalid, is_null, json, object, quietly, text};
+use super::boundary::{
+    self, ClientId, Here, Place, answer, invalid, is_null, json, object, quietly, text,
+};
 use super::callbacks::{
     self, Callbacks, Compute, Hooks, Lines, NextLine, OnLog, OnOutcome, Reply, UserData,
 };
-use crate::batch::Batch;
+use crate::batch::{Batch, BatchOutcome, BatchReport, NO_THREAD};
 use crate::client::{Client, UpdateOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::settings::{Fields, Settings};
@@ -21,7 +25,11 @@ use crate::target::Target;
 use crate::update::{Edit, Update};
 
 /// `gca_client` of the header.
-struct Handle(Client);
+#[derive(Clone)]
+struct Handle {
+    client: Client,
+    id: ClientId,
+}
 
 /// `gca_cancel` of the header.
 struct CancelHandle(Arc<Linked>);
@@ -39,16 +47,26 @@ fn nothing() -> String {
     "{}".to_owned()
 }
 
-/// The client of a handle: a clone, so that it lives for as long as it is used.
+/// What a handle holds: a clone, so that it lives for as long as it is used.
 ///
 /// # Safety
 ///
 /// `client` is NULL, or came from `gca_client_new` and was not freed.
-unsafe fn client_of(client: *const Handle) -> Result<Client> {
+unsafe fn handle_of(client: *const Handle) -> Result<Handle> {
     // SAFETY: as this function asks for.
     unsafe { client.as_ref() }
-        .map(|handle| handle.0.clone())
+        .cloned()
         .ok_or_else(|| is_null("client"))
+}
+
+/// Its client.
+///
+/// # Safety
+///
+/// As for [`handle_of`].
+unsafe fn client_of(client: *const Handle) -> Result<Client> {
+    // SAFETY: as this function asks for.
+    Ok(unsafe { handle_of(client) }?.client)
 }
 
 /// The flag of a handle, if there is one.
@@ -75,10 +93,17 @@ unsafe fn update_of(update_json: *const c_char) -> Result<Update> {
 unsafe fn target_of(target_json: *const c_char) -> Result<Target> {
     // SAFETY: as this function asks for.
     let record = unsafe { object("target_json", target_json) }?;
-    for name in ["attributes", "remove", "ifVersion", "skipUnchanged"] {
+    for name in [
+        "attributes",
+        "remove",
+        "ifVersion",
+        "skipUnchanged",
+        "verify",
+    ] {
         if record.contains_key(name) {
             return Err(invalid(format!(
-                "target_json: {name} says what to write, and a target only where: leave it out"
+                "target_json: {name} says what to write or how, and a target only where: leave it \
+                 out"
             )));
         }
     }
@@ -114,8 +139,10 @@ unsafe extern "C" fn gca_client_new(
         if client.is_null() {
             return Err(is_null("client"));
         }
+        static CLIENTS: AtomicU64 = AtomicU64::new(0);
+        let id = CLIENTS.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the header asks for a gca_callbacks with its size, or NULL.
-        let hooks = unsafe { Hooks::read(callbacks) }?;
+        let hooks = unsafe { Hooks::read(callbacks, id) }?;
         let settings = if config_json.is_null() {
             Settings::default()
         } else {
@@ -127,7 +154,8 @@ unsafe extern "C" fn gca_client_new(
         if let Some(hook) = hooks.on_update {
             builder = builder.on_update(move |event| hook.update(event));
         }
-        let made = Box::new(Handle(builder.build()?));
+        let made = builder.build()?;
+        let made = Box::new(Handle { client: made, id });
         // SAFETY: it is not NULL, and the header asks for a place that can be written.
         unsafe { client.write(Box::into_raw(made)) };
         Ok(nothing())
@@ -151,13 +179,14 @@ unsafe extern "C" fn gca_update(
 ) -> c_int {
     answer(result, || {
         // SAFETY: the header asks for a client, a text and a cancel handle, or NULL.
-        let (client, update, cancel) = unsafe {
+        let (Handle { client, id }, update, cancel) = unsafe {
             (
-                client_of(client)?,
+                handle_of(client)?,
                 update_of(update_json)?,
                 cancel_of(cancel),
             )
         };
+        Here::current().may_update(id)?;
         let receipt = match &cancel {
             None => client.update(&update),
             Some(cancel) => client.update_cancellable(&update, &cancel.flag),
@@ -177,20 +206,21 @@ unsafe extern "C" fn gca_update_with(
 ) -> c_int {
     answer(result, || {
         // SAFETY: the header asks for a client, a text and a cancel handle, or NULL.
-        let (client, target, cancel) = unsafe {
+        let (Handle { client, id }, target, cancel) = unsafe {
             (
-                client_of(client)?,
+                handle_of(client)?,
                 target_of(target_json)?,
                 cancel_of(cancel),
             )
         };
         let compute = compute.ok_or_else(|| is_null("compute"))?;
+        Here::current().may_update(id)?;
         let mut options = UpdateOptions::new();
         if let Some(cancel) = &cancel {
             options = options.cancel(&cancel.flag);
         }
         let receipt = client.update_with_options(&target, options, |now| {
-            let computed = callbacks::compute(compute, UserData(userdata), now)?;
+            let computed = callbacks::compute(compute, UserData(userdata), id, now)?;
             Ok(computed.map(Edit::from))
         })?;
         Ok(json(&receipt))
@@ -277,7 +307,7 @@ unsafe extern "C" fn gca_flush(
     answer(result, || {
         // SAFETY: the header asks for a client, or NULL.
         let client = unsafe { client_of(client) }?;
-        if matches!(Place::current(), Place::Hook | Place::Update) {
+        if matches!(Here::current().place, Place::Hook | Place::Update) {
             return Err(invalid(
                 "a callback of an update cannot wait for that update: flush after it",
             ));
@@ -336,7 +366,7 @@ unsafe extern "C" fn gca_batch(
 ) -> c_int {
     answer(result, || {
         // SAFETY: the header asks for a client and a cancel handle, or NULL.
-        let (client, cancel) = unsafe { (client_of(client)?, cancel_of(cancel)) };
+        let (Handle { client, id }, cancel) = unsafe { (handle_of(client)?, cancel_of(cancel)) };
         let next = next_line.ok_or_else(|| is_null("next_line"))?;
         let mut batch = Batch::new(&client);
         if !options_json.is_null() {
@@ -346,28 +376,52 @@ unsafe extern "C" fn gca_batch(
                 .and_then(|batch| options.finish().map(|()| batch))
                 .map_err(|error| invalid(format!("options_json: {error}")))?;
         }
-        if Place::current() == Place::Update {
+        let here = Here::current();
+        if here.place == Place::Update {
             return Err(invalid(
                 "a compute or on_audit callback holds its conversation, for which a batch could \
                  wait: run the batch after the update",
             ));
         }
+        here.may_update(id)?;
         let userdata = UserData(userdata);
         let _link = cancel
             .as_ref()
             .map(|cancel| Link::new(cancel, batch.cancel_handle()));
+        let here = here.inside(Place::Outside, id);
         let lines = Lines {
             next,
             userdata,
+            here,
             ended: false,
         };
-        let report = batch.run(lines, |record| match on_outcome {
-            Some(call) if callbacks::outcome(call, userdata, json(record)) => {
-                ControlFlow::Break(())
-            }
-            _ => ControlFlow::Continue(()),
-        });
+        let report = run(batch, lines, |record| match on_outcome {
+            Some(call) => here.run(|| callbacks::outcome(call, userdata, json(record))),
+            None => false,
+        })?;
         Ok(json(&report))
+    })
+}
+
+/// Runs a batch, until `each` says that it is to stop.
+fn run(
+    batch: Batch,
+    lines: Lines,
+    mut each: impl FnMut(&BatchOutcome) -> bool,
+) -> Result<BatchReport> {
+    let run = || {
+        batch.run(lines, |record| match each(record) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+    };
+    // The library panics where the system has no thread for it, which is no defect.
+    catch_unwind(AssertUnwindSafe(run)).or_else(|panic| match panic.downcast_ref::<String>() {
+        Some(why) if why.starts_with(NO_THREAD) => Err(Error::new(
+            ErrorKind::Config,
+            format!("{why}: allow the process more threads or more memory"),
+        )),
+        _ => resume_unwind(panic),
     })
 }
 

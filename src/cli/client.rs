@@ -66,7 +66,7 @@ impl<'a> Config<'a> {
             config.root_certificates = file("/rootCertificatesFile");
             let rate = fields.get("ratePerMinute").and_then(Value::as_u64);
             config.rate = rate.and_then(|rate| u32::try_from(rate).ok());
-            config.has_idle_connections = fields.get("maxIdleConnections").is_some();
+            config.has_idle_connections = !fields["maxIdleConnections"].is_null();
         }
         Ok(config)
     }
@@ -105,7 +105,11 @@ impl<'a> Config<'a> {
                     path.display()
                 ))
             })?;
-            builder = builder.audit(file).audit_values(audit_values);
+            builder = builder.audit(file);
+            // Each is only asked for: a settings file may ask for it as well.
+            if audit_values {
+                builder = builder.audit_values(true);
+            }
             if audit_strict {
                 builder = builder.audit_mode(AuditMode::Strict);
             }

@@ -52,7 +52,10 @@ struct seen {
     int intents;
     int outcomes;
     int lines;
+    int refused;
 };
+
+static const char *flush_and_end(void *userdata);
 
 static void seen_init(struct seen *seen) {
     memset(seen, 0, sizeof *seen);
@@ -75,6 +78,13 @@ static int counted(struct seen *seen, const int *counter) {
     return value;
 }
 
+static int compute_nothing(void *userdata, const char *snapshot_json, gca_reply *reply) {
+    (void)userdata;
+    (void)snapshot_json;
+    (void)reply;
+    return 0;
+}
+
 static void on_update(void *userdata, const char *event_json) {
     struct seen *seen = userdata;
     char *r;
@@ -84,14 +94,39 @@ static void on_update(void *userdata, const char *event_json) {
                gca_update(seen->client, "{\"conversationId\":\"called-back\",\"attributes\":{\"n\":1}}", NULL, &r));
         EXPECT(GCA_OK, "\"n\":1", gca_read(seen->client, "{\"conversationId\":\"calls-back\"}", &r));
         EXPECT(GCA_INVALID_INPUT, "flush after it", gca_flush(seen->client, 60000, &r));
+        /* Nor can a batch be waited for that would wait for it. */
+        EXPECT(GCA_OK, "\"lines\":0", gca_batch(seen->client, NULL, flush_and_end, NULL, seen->client, NULL, &r));
     }
+    if (strstr(event_json, "\"calls-itself\"") != NULL) {
+        int status = gca_update(seen->client, "{\"conversationId\":\"calls-itself\",\"attributes\":{\"n\":1}}", NULL, &r);
+        check(__LINE__, status, status == GCA_OK ? GCA_OK : GCA_INVALID_INPUT, status == GCA_OK ? NULL : "guard", r);
+        if (status != GCA_OK) {
+            count(seen, &seen->refused);
+            EXPECT(GCA_INVALID_INPUT, "guard", gca_batch(seen->client, NULL, flush_and_end, NULL, seen->client, NULL, &r));
+        }
+    }
+}
+
+static const char *flush_and_end(void *userdata) {
+    char *r;
+    EXPECT(GCA_INVALID_INPUT, "flush after it", gca_flush(userdata, 60000, &r));
+    return NULL;
 }
 
 static void on_audit(void *userdata, const char *record_json) {
     struct seen *seen = userdata;
     char *r;
-    /* A refused update leaves an outcome without an intent. */
-    if (strstr(record_json, "\"refused\"") != NULL) return;
+    /* A refused update leaves an outcome without an intent, and holds no lock. */
+    if (strstr(record_json, "\"refused\"") != NULL) {
+        if (strstr(record_json, "\"refused-calls-back\"") != NULL) {
+            count(seen, &seen->refused);
+            EXPECT(GCA_INVALID_INPUT, "same client",
+                   gca_update(seen->client, "{\"conversationId\":\"x\",\"attributes\":{\"n\":1}}", NULL, &r));
+            EXPECT(GCA_INVALID_INPUT, "same client",
+                   gca_update_with(seen->client, "{\"conversationId\":\"x\"}", compute_nothing, NULL, NULL, &r));
+        }
+        return;
+    }
     count(seen, strstr(record_json, "\"intent\"") != NULL ? &seen->intents : &seen->outcomes);
     if (strstr(record_json, "\"calls-back\"") != NULL) {
         EXPECT(GCA_INVALID_INPUT, NULL,
@@ -116,13 +151,6 @@ static gca_client *make(const char *json, struct seen *seen) {
 }
 
 /* --- NULL, and input that is none ------------------------------------------------------------------------------------ */
-
-static int compute_nothing(void *userdata, const char *snapshot_json, gca_reply *reply) {
-    (void)userdata;
-    (void)snapshot_json;
-    (void)reply;
-    return 0;
-}
 
 static const char *no_line(void *userdata) {
     (void)userdata;
@@ -291,6 +319,19 @@ static void plain(gca_client *client, struct seen *seen) {
 
     EXPECT(GCA_OK, "\"applied\"", gca_update(client, "{\"conversationId\":\"calls-back\",\"attributes\":{\"n\":1}}", NULL, &r));
     REQUIRE(counted(seen, &seen->events) == before + 6);
+
+    /* 16 of them are inside of each other. */
+    EXPECT(GCA_OK, "\"applied\"",
+           gca_update(client, "{\"conversationId\":\"calls-itself\",\"attributes\":{\"n\":1}}", NULL, &r));
+    REQUIRE(counted(seen, &seen->events) == before + 22);
+    REQUIRE(counted(seen, &seen->refused) == 1);
+    EXPECT(GCA_INVALID_INPUT, "\"keyEmpty\"",
+           gca_update(client, "{\"conversationId\":\"refused-calls-back\",\"attributes\":{\"\":1}}", NULL, &r));
+    REQUIRE(counted(seen, &seen->refused) == 2);
+
+    EXPECT(GCA_INVALID_INPUT, "verify", gca_read(client, "{\"conversationId\":\"plain\",\"verify\":true}", &r));
+    EXPECT(GCA_INVALID_INPUT, "verify",
+           gca_update_with(client, "{\"conversationId\":\"plain\",\"verify\":true}", increment, NULL, NULL, &r));
 
     EXPECT(GCA_OK, "{}", gca_validate(client, "{\"conversationId\":\"c\",\"attributes\":{\"n\":1}}", &r));
     EXPECT(GCA_INVALID_INPUT, "\"rule\":\"integer\"",
@@ -499,6 +540,20 @@ static void on_log(void *userdata, int level, const char *target, const char *me
     count(&logged, &logged.lines);
 }
 
+/* Where the system gives no thread, which is no defect of the library. */
+static void no_threads(void) {
+    gca_client *client = make(config, NULL);
+    struct input input;
+    char *r;
+    memset(&input, 0, sizeof input);
+    input.client = client;
+    input.total = 2;
+    EXPECT(GCA_CONFIG, "no thread", gca_batch(client, "{\"workers\":4}", next_line, NULL, &input, NULL, &r));
+    EXPECT(GCA_OK, "\"applied\"", gca_update(client, "{\"conversationId\":\"plain\",\"attributes\":{\"n\":1}}", NULL, &r));
+    gca_client_free(client);
+    puts("all done");
+}
+
 int main(int argc, char **argv) {
     struct seen seen;
     gca_client *client;
@@ -513,6 +568,10 @@ int main(int argc, char **argv) {
              "{\"baseUrl\":\"%s\",\"clientId\":\"id\",\"clientSecret\":\"the-secret\",\"ratePerMinute\":0,"
              "\"retry\":{\"maxAttempts\":1000000,\"deadlineSeconds\":86400,\"backoffBaseMs\":50,\"backoffMaxMs\":50}}",
              argv[1]);
+    if (strcmp(argv[2], "no threads") == 0) {
+        no_threads();
+        return 0;
+    }
     seen_init(&logged);
     REQUIRE(gca_set_logger(on_log, &logged, 9) == GCA_INVALID_INPUT);
     REQUIRE(gca_set_logger(on_log, &logged, 4) == GCA_OK);

@@ -161,6 +161,60 @@ fn capi_header_status_codes_are_those_of_the_error_kinds() {
     assert_eq!(found, expected);
 }
 
+/// The names of the fields that `src/settings.rs` reads.
+fn settings_fields() -> BTreeSet<String> {
+    let code = std::fs::read_to_string(Path::new(ROOT).join("src/settings.rs")).unwrap();
+    let code = code.split("#[cfg(test)]").next().unwrap();
+    [
+        "whole", "seconds", "millis", "text", "flag", "take", "object",
+    ]
+    .iter()
+    .flat_map(|reads| {
+        code.match_indices(&format!(".{reads}(\""))
+            .map(|(at, found)| &code[at + found.len()..])
+            .collect::<Vec<_>>()
+    })
+    .map(|rest| rest.split('"').next().unwrap().to_owned())
+    .collect()
+}
+
+#[test]
+fn capi_header_names_every_setting_and_field_of_an_update() {
+    let header = header();
+    let words: BTreeSet<&str> = header
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .collect();
+    let fields = settings_fields();
+    assert!(fields.len() > 40, "{fields:?}");
+    for name in fields {
+        assert!(words.contains(name.as_str()), "the header lacks {name}");
+    }
+    let update = "conversationId target participant record schema attributes remove ifVersion \
+                  skipUnchanged unlocked verify";
+    for name in update.split_whitespace() {
+        assert!(words.contains(name), "the header lacks {name}");
+    }
+    // Those that the library knows.
+    let unknown = r#"{"conversationId":"c","unknown":1}"#;
+    let error = serde_json::from_str::<genesys_attributes::Update>(unknown).unwrap_err();
+    let known = error.to_string();
+    let known = known.split_once("known are ").unwrap().1;
+    let known = known.split([' ', ',']).filter(|w| !["", "and"].contains(w));
+    assert!(known.take(11).eq(update.split_whitespace()), "{error}");
+    for name in [
+        "GENESYS_CLOUD_REGION",
+        "GENESYS_CLOUD_CLIENT_ID",
+        "GENESYS_CLOUD_CLIENT_SECRET",
+        "GENESYS_CLOUD_BASE_URL",
+        "GENESYSCLOUD_REGION",
+        "GENESYSCLOUD_OAUTHCLIENT_ID",
+        "GENESYSCLOUD_OAUTHCLIENT_SECRET",
+        "GENESYSCLOUD_ACCESS_TOKEN",
+    ] {
+        assert!(words.contains(name), "the header lacks {name}");
+    }
+}
+
 #[test]
 fn capi_header_compiles_alone_as_c99_and_cpp17() {
     let Some(cc) = compiler() else {
@@ -290,6 +344,26 @@ fn capi_program_passes_with_the_shared_library() {
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
     let program = compiled(&cc, "all-shared", &more).unwrap();
     run_all(&mut Command::new(program), 20);
+}
+
+#[test]
+fn capi_batch_without_a_thread_says_so() {
+    let Some(cc) = compiler() else {
+        return;
+    };
+    let more = with_shared();
+    let more: Vec<&str> = more.iter().map(String::as_str).collect();
+    let program = compiled(&cc, "all-no-threads", &more).unwrap();
+    let store = Store::default();
+    let server = serve(&store);
+    let output = succeed(
+        Command::new(program)
+            .env_clear()
+            // Stacks that no machine has.
+            .env("RUST_MIN_STACK", (1_u64 << 50).to_string())
+            .args([&server.url(), "no threads"]),
+    );
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "all done\n");
 }
 
 #[test]

@@ -306,6 +306,28 @@ fn settings_come_from_a_file_and_no_secret_is_shown() {
     assert_eq!(ended.code, 2);
 }
 
+#[test]
+fn settings_of_a_file_come_before_the_programs_own() {
+    let folder = Folder::new("settings-first");
+    for (idle, connections) in [("0", 3), ("null", 1)] {
+        let (_store, server) = plain();
+        let settings = format!(
+            r#"{{"baseUrl": "{}", "clientId": "id", "clientSecret": "{SECRET}", "proxy": false,
+                "maxIdleConnections": {idle}, "audit": {{"values": true}}}}"#,
+            server.url()
+        );
+        let settings = folder.file("settings", settings);
+        let audit = folder.path("audit.jsonl");
+        let words = ["update", "c-1", "tier=gold", "--conversation", "--settings"];
+        let ended = run(bare().args(words).arg(settings).arg("--audit").arg(&audit));
+        assert_eq!(ended.code, 0, "{}", ended.err);
+        // The login, the read and the write, each on one of its own where none is kept.
+        assert_eq!(server.connections(), connections);
+        let audit = std::fs::read_to_string(audit).unwrap();
+        assert!(audit.contains("gold"), "{audit}");
+    }
+}
+
 /// A thread's stack that no address space holds: whoever starts one fails.
 #[cfg(target_pointer_width = "64")]
 #[test]
