@@ -31,12 +31,16 @@ struct Waiter {
     woken: Condvar,
 }
 
-#[cfg(loom)]
-use loom::thread_local;
+/// The locks of which a thread holds a key.
+type HeldHere = RefCell<Vec<*const KeyedLock>>;
 
+#[cfg(not(loom))]
 thread_local! {
-    /// The locks of which this thread holds a key.
-    static HELD_HERE: RefCell<Vec<*const KeyedLock>> = RefCell::new(Vec::new());
+    static HELD_HERE: HeldHere = const { RefCell::new(Vec::new()) };
+}
+#[cfg(loom)]
+loom::thread_local! {
+    static HELD_HERE: HeldHere = RefCell::new(Vec::new());
 }
 
 /// Runs `work` as another thread would: without the keys that this one holds.

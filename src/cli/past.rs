@@ -64,7 +64,8 @@ fn set(bits: &mut [u64], line: u64, on: bool) {
 #[derive(Default)]
 pub(crate) struct Past {
     blocks: HashMap<u64, Block>,
-    /// The lines whose last outcome is a failure, with the digest that they had then.
+    /// The lines that may be corrected: they failed, or were skipped and never applied. With the
+    /// digest that they had then.
     failed: HashMap<u64, u64>,
     /// The largest number of a line that has an outcome.
     last: u64,
@@ -127,7 +128,8 @@ impl Past {
         let digest = record.digest().ok_or("it has no usable digest")?;
         let block = self.blocks.entry(line / BLOCK).or_default();
         // Only the digest of a line that failed may change.
-        if bit(&block.seen, line) && self.failed.remove(&line).is_none() {
+        let in_sum = self.failed.remove(&line).is_none() && bit(&block.seen, line);
+        if in_sum {
             block.sum = block.sum.wrapping_sub(mixed(line, digest));
         }
         self.last = self.last.max(line);
@@ -136,7 +138,7 @@ impl Past {
         if record.moved {
             return Ok(());
         }
-        if record.status == "failed" {
+        if record.status == "failed" || record.status == "skipped" && !in_sum {
             self.failed.insert(line, digest);
         } else {
             block.sum = block.sum.wrapping_add(mixed(line, digest));
@@ -186,7 +188,12 @@ impl Past {
                 None => {}
             }
         }
-        if last < self.last {
+        // A line that failed may also be taken away, from the end.
+        let needed = match retry_failed {
+            true => self.last_settled(),
+            false => self.last,
+        };
+        if last < needed {
             return Err(Mismatch::Short(last));
         }
         let changed = self
@@ -197,6 +204,17 @@ impl Past {
             Some(from) => Err(Mismatch::Block(from)),
             None => Ok(open),
         }
+    }
+
+    /// The largest number of a line that may not be corrected.
+    fn last_settled(&self) -> u64 {
+        let settled = self.blocks.iter().filter_map(|(number, block)| {
+            let lines = number * BLOCK..(number + 1).saturating_mul(BLOCK);
+            lines
+                .rev()
+                .find(|line| bit(&block.seen, *line) && !self.is_failed(*line))
+        });
+        settled.max().unwrap_or(0)
     }
 
     /// Whether the line's digest counts in the sum of the block that begins at `from`.
@@ -288,6 +306,37 @@ mod tests {
         assert_eq!(
             check(&[(1, 11), (2, 12), (2_000, 14)], true),
             Err(Mismatch::Block(1_024))
+        );
+        assert_eq!(check(&[(1, 11), (2, 12)], true), Err(Mismatch::Short(2)));
+    }
+
+    #[test]
+    fn skipped_line_may_be_corrected_unless_it_was_applied_before() {
+        let past = past(&[
+            (1, "failed", 11, false),
+            (2, "skipped", 12, false),
+            (3, "applied", 13, true),
+            (3, "skipped", 13, false),
+            (4, "failed", 14, true),
+        ]);
+        let check = |input: &[(u64, u64)], retry| past.compare(input.iter().copied(), retry);
+        assert_eq!(
+            check(&[(1, 11), (2, 99), (3, 13), (4, 14)], true),
+            Ok(Some(1))
+        );
+        assert_eq!(
+            check(&[(1, 11), (2, 99), (3, 13), (4, 14)], false),
+            Err(Mismatch::Line(2))
+        );
+        assert_eq!(
+            check(&[(1, 11), (2, 12), (3, 99), (4, 14)], true),
+            Err(Mismatch::Block(0))
+        );
+        // The last line, which failed, is gone.
+        assert_eq!(check(&[(1, 11), (2, 12), (3, 13)], true), Ok(Some(1)));
+        assert_eq!(
+            check(&[(1, 11), (2, 12), (3, 13)], false),
+            Err(Mismatch::Short(3))
         );
         assert_eq!(check(&[(1, 11), (2, 12)], true), Err(Mismatch::Short(2)));
     }

@@ -118,18 +118,11 @@ impl<'a> Opened<'a> {
         if self.is_stream() && self.spool.is_none() {
             return None;
         }
-        let mut source = self.source().ok()?;
-        let (mut lines, mut last) = (0, b'\n');
-        loop {
-            let buffer = fill(source.as_mut()).ok()?;
-            let Some(end) = buffer.last() else { break };
-            lines += buffer.iter().filter(|b| **b == b'\n').count() as u64;
-            last = *end;
-            let read = buffer.len();
-            source.consume(read);
+        let mut all = self.lines().ok()?;
+        let mut lines = 0;
+        while all.next_record().is_some() {
+            lines += 1;
         }
-        lines += u64::from(last != b'\n');
-        lines = lines.saturating_sub(u64::from(self.input.csv));
         Some(self.input.shard.map_or(lines, |shard| lines / shard.count))
     }
 }

@@ -3,7 +3,7 @@
 //! Each line carries the digest of the input line that it came from. A resumed run first holds the
 //! file against the input, and refuses an input whose lines have changed before anything is sent.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, TryLockError};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -164,7 +164,8 @@ impl Results {
     /// The first line of a block that is not as it was.
     fn changed_line(&mut self, past: &Past, from: u64, mut input: Lines) -> Result<u64, String> {
         let shown = self.path.display().to_string();
-        let mut recorded = HashSet::new();
+        // Of each line the last one: it may have been corrected since an earlier one.
+        let mut recorded = HashMap::new();
         each_outcome(&self.file, &shown, |record| {
             if past.counts_in(from, record.line) {
                 recorded.extend(record.digest().map(|digest| (record.line, digest)));
@@ -175,8 +176,10 @@ impl Results {
             .skip_while(|(line, _)| *line < from)
             .take_while(|(line, _)| past.counts_in(from, *line) || *line < from + 1_024)
             .collect();
-        let gone = recorded.iter().filter(|entry| !present.contains(entry));
-        Ok(gone.map(|(line, _)| *line).min().unwrap_or(from))
+        let gone = recorded
+            .into_iter()
+            .filter(|entry| !present.contains(entry));
+        Ok(gone.map(|(line, _)| line).min().unwrap_or(from))
     }
 
     /// Reopens the lines that come after one of the same conversation that is to be run, so that
