@@ -17,9 +17,9 @@
 //! | how many connections, and what goes over them | `connections` | `Server` |
 //! | whether another HTTP server understands us | `independent_server` | mockito |
 //! | many clients and threads on one store | `races` | `Sandbox` with random delays |
-//! | many updates in one run | `batch` | [`store::Store`] |
+//! | many updates in one run | `batch/` by subject | [`store::Store`] |
 //! | from the audit file to the world | `forward/` by subject | sinks and transports of its own; `Memory`, `Server`, `Store` |
-//! | the program | `cli` | `Store` |
+//! | the program | `cli`, `cli/` by subject | `Store` |
 //! | the feature `testing` | `testing` | `genesys_attributes::testing::Platform` |
 //!
 //! There is one platform that keeps state, `src/testing/platform`, and all stand-ins but scripts are front-ends of it:
