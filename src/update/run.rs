@@ -1,4 +1,5 @@
-//! Carries out one update: does what the machine says, and reports to it what happened.
+//! Carries out one update: does what the machine says, and reports to it what happened. One file,
+//! since each step takes up the facts that another one left.
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
