@@ -102,7 +102,7 @@ pub(crate) fn ended(modified: Option<SystemTime>, last: Option<SystemTime>) -> O
     let apart = modified
         .duration_since(last)
         .unwrap_or_else(|earlier| earlier.duration());
-    match apart <= Duration::from_secs(1) {
+    match apart <= Duration::from_millis(100) {
         true => Some(modified),
         false => Some(last),
     }

@@ -98,11 +98,37 @@ pub(super) struct Cursor {
 /// An intent without an outcome.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Pending {
-    /// Its writer has gone.
-    pub(super) orphan: bool,
+    /// Its writer has gone: the log says so.
+    orphan: bool,
+    /// Its writer has gone: nobody has this log's files. Another run may have more of them.
+    #[serde(skip)]
+    unwritten: bool,
     /// Another write on top of the same version was applied, so this one was not.
     pub(super) superseded: bool,
     pub(super) record: AuditRecord<'static>,
+}
+
+impl Pending {
+    pub(super) fn new(record: AuditRecord<'static>) -> Pending {
+        Pending {
+            orphan: false,
+            unwritten: false,
+            superseded: false,
+            record,
+        }
+    }
+
+    pub(super) fn is_orphan(&self) -> bool {
+        self.orphan || self.unwritten
+    }
+
+    /// Its writer has gone, as the log says or the locks show; `false` where that was known.
+    pub(super) fn orphaned(&mut self, by_log: bool) -> bool {
+        let was_known = self.is_orphan();
+        self.orphan |= by_log;
+        self.unwritten = true;
+        !was_known
+    }
 }
 
 const VERSION: u32 = 2;

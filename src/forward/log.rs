@@ -64,9 +64,9 @@ impl Log {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(unopened(path).with_source(e)),
         };
-        let (mut left, mut mark) = match cursor {
+        let (left, mut mark) = match cursor {
             Some(cursor) => (cursor.left.clone(), cursor.mark),
-            None => (Left::default(), Mark::default()),
+            None => (renamed(path)?, Mark::default()),
         };
         let found = match cursor {
             Some(_) => located(path, here, &mark)?,
@@ -84,13 +84,6 @@ impl Log {
                 }
             }
         };
-        if cursor.is_none() {
-            for sibling in siblings(path).map_err(|e| unread(path, e))? {
-                if let Some(other) = Part::open(&sibling).ok().filter(|_| sibling != path) {
-                    left.add(other.first, other.began);
-                }
-            }
-        }
         if mark.offset == 0 && part.is_foreign {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
@@ -400,6 +393,17 @@ impl Log {
     }
 }
 
+/// The files that were renamed before the first run: it does not read them.
+pub(super) fn renamed(path: &Path) -> Result<Left> {
+    let mut left = Left::default();
+    for sibling in siblings(path).map_err(|e| unread(path, e))? {
+        if let Some(other) = Part::open(&sibling).ok().filter(|_| sibling != path) {
+            left.add(other.first, other.began);
+        }
+    }
+    Ok(left)
+}
+
 /// What the folder shows.
 enum Scan {
     Next(Part),
@@ -562,4 +566,57 @@ fn is_compressed(path: &Path) -> bool {
     ["gz", "zst", "xz", "bz2", "lz4"]
         .iter()
         .any(|known| ending == *known)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn record(id: &str) -> String {
+        format!(
+            "{{\"id\":\"{id}\",\"phase\":\"outcome\",\"timestamp\":\"2026-01-01T00:00:00.000Z\",\
+             \"conversationId\":\"c\",\"target\":\"conversation\",\"status\":\"applied\",\
+             \"updatedKeys\":[],\"attempts\":1,\"requests\":1,\"latencyMs\":1}}\n"
+        )
+    }
+
+    fn append(path: &Path, text: &str) {
+        let file = File::options().append(true).create(true).open(path);
+        file.unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    fn id(found: Found) -> Option<String> {
+        match found {
+            Found::Record(record) => Some(record.id.into_owned()),
+            Found::Torn { .. } => Some("torn".to_owned()),
+            Found::End => None,
+        }
+    }
+
+    /// A record that came after the end was read, and before it was seen that the file was renamed.
+    #[test]
+    #[cfg(unix)]
+    fn log_written_until_it_was_renamed_is_read_to_its_end() {
+        let folder = std::env::temp_dir().join(format!("ga-drain-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (path, old) = (folder.join("audit.jsonl"), folder.join("audit.jsonl.1"));
+        append(&path, &record("a"));
+        let mut log = Log::open(&path, None).unwrap().unwrap();
+        assert_eq!(id(log.next().unwrap()).unwrap(), "a");
+        std::fs::rename(&path, &old).unwrap();
+        append(&path, &record("c"));
+        let late = old.clone();
+        let mut text = Some(record("b"));
+        log.when_renamed = Some(Box::new(move || {
+            if let Some(text) = text.take() {
+                append(&late, &text);
+            }
+        }));
+        assert_eq!(id(log.next().unwrap()).unwrap(), "b");
+        assert_eq!(id(log.next().unwrap()).unwrap(), "c");
+        assert_eq!(id(log.next().unwrap()), None);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -31,7 +31,7 @@ use crate::retry::{Budget, Patience, Pause, RetryPolicy};
 use crate::sync::Cancel;
 use crate::target::TargetKind;
 
-use cursor::{Cursor, Pending};
+use cursor::{Cursor, Mark, Pending};
 use log::{Found, Log};
 
 /// One event as a [`Sink`] gets it.
@@ -387,8 +387,8 @@ impl Forwarder {
     pub fn run(&mut self, cancel: &Cancel) -> Result<ForwardReport> {
         self.policy.check()?;
         let _lock = cursor::lock(&self.cursor)?;
-        let known = Cursor::read(&self.cursor)?;
-        let Some(log) = self.open(known.as_ref(), cancel)? else {
+        let mut known = Cursor::read(&self.cursor)?;
+        let Some(log) = self.open(&mut known, cancel)? else {
             return Ok(ForwardReport::default());
         };
         let now = self.clock.now();
@@ -427,12 +427,18 @@ impl Forwarder {
     }
 
     /// Opens the log, whose first writer may come later; `None` when that was cancelled.
-    fn open(&self, known: Option<&Cursor>, cancel: &Cancel) -> Result<Option<Log>> {
+    fn open(&self, known: &mut Option<Cursor>, cancel: &Cancel) -> Result<Option<Log>> {
         loop {
-            match Log::open(&self.log, known)? {
+            match Log::open(&self.log, known.as_ref())? {
                 None if !self.follow => return Err(log::unopened(&self.log)),
                 None => {}
                 log => return Ok(log),
+            }
+            if known.is_none() {
+                // What comes from now on is read, also when it is renamed before it is seen.
+                let left = log::renamed(&self.log)?;
+                let cursor = known.insert(Cursor::at(Mark::default(), &left, &[], &[]));
+                cursor.write(&self.cursor)?;
             }
             if sleep_unless(self.clock.as_ref(), POLL, Some(cancel)).is_err() {
                 return Ok(None);
@@ -520,8 +526,8 @@ impl Run<'_> {
 
     fn at_the_end(&mut self) -> Result<bool> {
         self.waiting = None;
-        // Also where nothing was read: the first run says from where on everything is read.
-        self.moved |= self.log.passed() | std::mem::take(&mut self.is_new);
+        self.moved |= self.log.passed();
+        self.begin()?;
         self.save()?;
         let now = self.of.clock.now();
         let is_due = |at| now.saturating_duration_since(at) >= LOOK_EVERY;
@@ -543,18 +549,14 @@ impl Run<'_> {
     fn handle(&mut self, record: AuditRecord<'static>) -> Result<()> {
         match record.phase {
             AuditPhase::Opened => {
-                self.orphan_all();
+                self.orphan_all(true);
                 return self.settle_all();
             }
             AuditPhase::Intent => {
                 // Before anything is delivered, rather than at its outcome.
                 self.check_values(&record)?;
                 self.forget(&record.id);
-                self.pending.push(Pending {
-                    orphan: false,
-                    superseded: false,
-                    record,
-                });
+                self.pending.push(Pending::new(record));
                 return Ok(());
             }
             AuditPhase::Outcome => {}
@@ -606,6 +608,7 @@ impl Run<'_> {
             }
             _ => record,
         };
+        self.begin()?;
         self.waiting = Some(record.timestamp);
         let body = record.webhook_payload().to_string();
         let envelope = Envelope {
@@ -662,6 +665,16 @@ impl Run<'_> {
             }
             self.report.repeated += 1;
         }
+    }
+
+    /// The first cursor is written before anything is delivered, and where there is nothing to:
+    /// it says from where on everything is read, also when it is renamed.
+    fn begin(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.is_new) {
+            self.moved = true;
+            self.save()?;
+        }
+        Ok(())
     }
 
     fn save_delivered(&mut self) -> Result<()> {
@@ -721,7 +734,7 @@ impl Run<'_> {
 
     fn count(&mut self) {
         self.report.pending = self.pending.len() as u64;
-        let orphans = self.pending.iter().filter(|pending| pending.orphan);
+        let orphans = self.pending.iter().filter(|pending| pending.is_orphan());
         self.report.orphans = orphans.map(|one| self.orphan(&one.record)).collect();
         let age = |since| self.of.clock.wall().duration_since(since);
         self.report.lag = self

@@ -38,12 +38,12 @@ impl Run<'_> {
     /// Looks whether anybody writes the log; where nobody does, the intents that have no outcome
     /// will get none.
     pub(super) fn find_orphans(&mut self) -> Result<()> {
-        if self.pending.iter().all(|pending| pending.orphan) {
+        if self.pending.iter().all(|pending| pending.is_orphan()) {
             return Ok(());
         }
         match self.log.unwritten(|log| log.next())? {
             None => {}
-            Some(Found::End) => self.orphan_all(),
+            Some(Found::End) => self.orphan_all(false),
             // First things first.
             Some(found) => self.peeked = Some(found),
         }
@@ -51,18 +51,15 @@ impl Run<'_> {
     }
 
     /// None of the intents will get an outcome from its writer.
-    pub(super) fn orphan_all(&mut self) {
+    pub(super) fn orphan_all(&mut self, by_log: bool) {
         for pending in &mut self.pending {
-            if !std::mem::replace(&mut pending.orphan, true) {
-                self.moved = true;
-                if self.of.follow {
-                    log::warn!(
-                        "the process of write {} (conversation {}) died before its outcome was \
-                         recorded",
-                        pending.record.id,
-                        pending.record.conversation_id
-                    );
-                }
+            if pending.orphaned(by_log) && self.of.follow {
+                log::warn!(
+                    "the process of write {} (conversation {}) died before its outcome was \
+                     recorded",
+                    pending.record.id,
+                    pending.record.conversation_id
+                );
             }
         }
     }
@@ -113,7 +110,7 @@ impl Run<'_> {
     fn unsettled(&self) -> Option<AuditRecord<'static>> {
         let is_unknown = |id: &str| self.unknown.iter().any(|(known, _)| known == id);
         let mut pending = self.pending.iter();
-        let found = pending.find(|one| one.orphan && !is_unknown(&one.record.id));
+        let found = pending.find(|one| one.is_orphan() && !is_unknown(&one.record.id));
         found.map(|one| one.record.clone())
     }
 
@@ -130,7 +127,10 @@ impl Run<'_> {
             false => verdict(client, &intent, self.cancel)?,
         };
         // What was written since the log was read to here, which the verdict may be about.
-        let in_flight = self.pending.iter().map(|one| (one.orphan, &one.record));
+        let in_flight = self
+            .pending
+            .iter()
+            .map(|one| (one.is_orphan(), &one.record));
         let mut rivals: Vec<String> = in_flight
             .filter(|(orphan, record)| !orphan && on_one_version(record, &intent))
             .map(|(_, record)| record.id.to_string())

@@ -385,3 +385,24 @@ fn settle_of_what_is_out_of_reach_holds_nothing_up() {
     // They are listed, also by a run that was cancelled.
     assert_eq!(report.orphans.len(), 20);
 }
+
+/// The writer went on to a file that was renamed since, which holds none of what is pending.
+#[test]
+#[cfg(unix)]
+fn settle_sees_a_writer_of_a_file_in_the_middle() {
+    let (folder, taker, memory) = (Folder::new("middle"), Taker::default(), Memory::new());
+    folder.append("audit.jsonl", intent(1));
+    std::fs::rename(folder.log(), folder.path("audit.jsonl.2")).unwrap();
+    folder.append("audit.jsonl", applied(2));
+    let writer = std::fs::File::open(folder.log()).unwrap();
+    writer.lock_shared().unwrap();
+    std::fs::rename(folder.log(), folder.path("audit.jsonl.1")).unwrap();
+    folder.append("audit.jsonl", applied(3));
+    let mut began = forwarder(&folder.path("audit.jsonl.2"), &Taker::default())
+        .cursor(folder.path("audit.jsonl.cursor"));
+    let _ = began.run(&Cancel::new()).unwrap();
+    let report = settled(&folder, &memory, &taker);
+    assert_eq!((report.settled, report.orphans.len()), (0, 0));
+    drop(writer);
+    assert_eq!(settled(&folder, &memory, &taker).settled, 1);
+}
