@@ -195,8 +195,12 @@ pub(crate) fn lock_all(path: &Path, but: Option<Identity>) -> io::Result<Option<
                 // A folder, or nothing of ours.
                 Err(_) => continue,
             };
-            let is_new = part.identity.is_none_or(|file| !seen.contains(&file));
-            if is_new && (part.began.is_some() || sibling == path) {
+            let is_seen = match part.identity {
+                Some(file) => seen.contains(&file),
+                // There only the file of the name is the log.
+                None => sibling == path,
+            };
+            if !is_seen && (part.began.is_some() || sibling == path) {
                 if !is_unwritten(&part.file) {
                     return Ok(None);
                 }
@@ -237,7 +241,8 @@ pub(crate) fn is_unwritten(file: &File) -> bool {
 /// Waits for those who look whether somebody writes, but not without end: another program may keep
 /// the file locked.
 pub(crate) fn lock_shared(file: &File) -> io::Result<()> {
-    for _ in 0..2_000 {
+    const TRIES: usize = if cfg!(test) { 20 } else { 2_000 };
+    for _ in 0..TRIES {
         match file.try_lock_shared() {
             Ok(()) => return Ok(()),
             Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Interrupted => {}

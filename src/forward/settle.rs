@@ -1,5 +1,7 @@
 //! Writes whose process died before their outcome was recorded: what became of them.
 
+use std::time::Duration;
+
 use super::log::Found;
 use super::{LOOK_EVERY, Run, SETTLE_AFTER, SETTLE_AGAIN, is_applied};
 use crate::audit::{AuditFile, AuditPhase, AuditRecord, AuditSink};
@@ -93,13 +95,17 @@ impl Run<'_> {
         let Some(client) = self.of.settle.clone() else {
             return Ok(());
         };
+        const SLOW: Duration = Duration::from_secs(1);
         let unknown = self.unknown.len();
         while let Some(intent) = self.unsettled() {
             let left = self.too_young(&intent).min(LOOK_EVERY);
             sleep_unless(self.of.clock.as_ref(), left, Some(self.cancel))?;
+            let (begun, before) = (self.of.clock.now(), self.unknown.len());
             self.settle_one(&client, intent)?;
             // The platform is out of reach, perhaps: nothing is to wait for that.
-            if self.unknown.len() > unknown + 3 {
+            let is_slow = self.of.clock.now().saturating_duration_since(begun) >= SLOW;
+            let more = self.unknown.len() - before;
+            if more > 0 && is_slow || self.unknown.len() > unknown + 3 {
                 break;
             }
         }
@@ -116,7 +122,7 @@ impl Run<'_> {
 
     /// How long to wait: a request may outlive the process that sent it, and what it wrote may not
     /// show at once.
-    fn too_young(&self, intent: &AuditRecord<'_>) -> std::time::Duration {
+    fn too_young(&self, intent: &AuditRecord<'_>) -> Duration {
         let age = self.of.clock.wall().duration_since(intent.timestamp);
         SETTLE_AFTER.saturating_sub(age.unwrap_or_default())
     }
