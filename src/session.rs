@@ -74,7 +74,7 @@ impl Session {
     /// Reads until there is an answer that sending again would not change, of any status.
     pub(crate) fn get(&self, call: &mut Call<'_>, path: &str) -> Result<Response> {
         let mut request = self.read_request(path);
-        let max_attempts = call.budget.max_attempts();
+        let max_attempts = self.wire.policy.max_attempts;
         self.wire.until_settled(call, max_attempts, |call| {
             self.exchange(call, &mut request, Purpose::Read)
         })

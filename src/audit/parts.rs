@@ -29,6 +29,7 @@ pub(crate) fn identity(_: &Metadata) -> Option<Identity> {
 }
 
 /// A file that may be the log or a renamed part of it.
+#[cfg_attr(not(feature = "forward"), allow(dead_code))] // most of it is for those who read
 pub(crate) struct Part {
     pub(crate) file: File,
     pub(crate) identity: Option<Identity>,
