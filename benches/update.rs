@@ -2,6 +2,7 @@
 //!
 //! Absolute times drift with the machine, so what counts are ratios: both sides take turns in
 //! short rounds, each round gives one ratio, and the median of those is compared with the budget.
+//! Two rows compare the library with itself: updates with an audit file, by those with plain lines.
 //! A ratio above its budget is printed, and fails nothing; wrong request counts do. One whose lower
 //! quartile is within the budget is not called over: the first lines, bare against bare, show how
 //! much the machine's noise alone makes.
@@ -14,12 +15,16 @@ mod server;
 #[path = "support/sides.rs"]
 mod sides;
 
+use std::fs::File;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use cpu_time::ThreadTime;
+use genesys_attributes::JsonLines;
+use genesys_attributes::audit::AuditFile;
 use server::Server;
-use sides::{Bare, Result, client, platform, update};
+use sides::{Bare, Result, builder, client, other_update, platform, update};
 
 fn main() -> ExitCode {
     // Cargo itself adds `--bench`.
@@ -129,16 +134,48 @@ fn run(effort: &Effort) -> Result<()> {
     report("warm update, wall", &warm.wall, Some(1.03));
     report("warm update, client CPU", &warm.cpu, Some(1.05));
 
+    let logs = Logs::new()?;
+    let by_file = builder(&url, 16)?.audit(AuditFile::open(logs.0.join("file"))?);
+    let by_file = by_file.audit_values(true).build()?;
+    let lines = File::create(logs.0.join("lines"))?;
+    let by_lines = builder(&url, 16)?.audit(JsonLines::new(lines));
+    let by_lines = by_lines.audit_values(true).build()?;
+    let audited_file = || by_file.update(&update()).map(drop).map_err(Into::into);
+    let audited_lines = || {
+        let done = by_lines.update(&other_update());
+        done.map(drop).map_err(Into::into)
+    };
+    let logged = compare(&server, effort, 1, audited_file, audited_lines)?;
+    report("AuditFile by JsonLines, wall", &logged.wall, Some(1.10));
+    report("AuditFile by JsonLines, CPU", &logged.cpu, Some(1.20));
+
     let start = starts(&server, effort)?;
     report("start to first update done", &start, Some(1.3));
 
     expect(
         "connections",
         server.connections(),
-        5 + 2 * (effort.starts + 1),
+        7 + 2 * (effort.starts + 1),
     )?;
     expect("handlers that panicked", server.panics(), 0)?;
     Ok(())
+}
+
+/// A folder for two audit trails, removed at the end.
+struct Logs(PathBuf);
+
+impl Logs {
+    fn new() -> Result<Logs> {
+        let path = std::env::temp_dir().join(format!("ga-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        Ok(Logs(path))
+    }
+}
+
+impl Drop for Logs {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// What one side spent in each round, per update.

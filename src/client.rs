@@ -252,7 +252,18 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn read(&self, target: &Target) -> Result<Snapshot> {
-        self.core.read(target, None)
+        let policy = self.core.session.wire.policy;
+        self.core.read(target, policy, None)
+    }
+
+    /// As [`Client::read`], in one try of a few seconds at most: others wait for it.
+    #[cfg(feature = "forward")]
+    pub(crate) fn read_once(&self, target: &Target, cancel: &Cancel) -> Result<Snapshot> {
+        let policy = self.core.session.wire.policy;
+        let policy = policy
+            .with_max_attempts(1)
+            .with_deadline(Duration::from_secs(5));
+        self.core.read(target, policy, Some(cancel))
     }
 
     /// What the target of an update holds now, once everything is checked that the update would

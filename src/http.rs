@@ -132,8 +132,8 @@ pub(crate) enum Body {
     Broken(String),
     /// It did not come in time.
     TimedOut,
-    /// It is larger than the limit, in bytes.
-    TooLarge(usize),
+    /// It is larger than the limit: as much of it as that.
+    TooLarge(Vec<u8>),
 }
 
 /// A response as a [`Transport`] hands it back.
@@ -242,7 +242,7 @@ impl Response {
             }),
             Body::Broken(why) => Err(Unreadable::Cut(why.clone())),
             Body::TimedOut => Err(Unreadable::TimedOut),
-            Body::TooLarge(limit) => Err(Unreadable::TooLarge(*limit)),
+            Body::TooLarge(bytes) => Err(Unreadable::TooLarge(bytes.len())),
         }
     }
 

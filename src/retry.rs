@@ -181,6 +181,11 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
+    /// How often one request is sent at most.
+    pub(crate) fn max_attempts(&self) -> u32 {
+        self.policy.max_attempts
+    }
+
     pub(crate) fn new(
         policy: RetryPolicy,
         patience: Patience,

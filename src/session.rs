@@ -92,7 +92,7 @@ impl Session {
         mut parse: impl FnMut(&Response) -> Result<T, (Error, bool)>,
     ) -> Result<T> {
         let mut request = self.read_request(path);
-        let max_attempts = self.wire.policy.max_attempts;
+        let max_attempts = call.budget.max_attempts();
         self.wire.until_settled(call, max_attempts, |call| {
             let reply = self.exchange(call, &mut request, Purpose::Read)?;
             let response = match reply.result {

@@ -276,7 +276,10 @@ fn received(response: ureq::http::Response<ureq::Body>, limit: usize) -> Respons
         .reader()
         .read_to_end(&mut bytes);
     let body = match read {
-        _ if bytes.len() > limit => Body::TooLarge(limit),
+        _ if bytes.len() > limit => {
+            bytes.truncate(limit);
+            Body::TooLarge(bytes)
+        }
         Ok(_) => Body::Whole(bytes),
         // ureq wraps its own error, whose wording tells a time limit.
         Err(e)

@@ -215,6 +215,17 @@ impl Webhook {
     }
 
     fn post(&self, id: &str, body: &[u8]) -> std::result::Result<(), Undelivered> {
+        // It goes into a header field, and whoever sends it again would fail again.
+        if id.is_empty() || !id.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(Undelivered::Never {
+                error: Error::new(
+                    ErrorKind::InvalidInput,
+                    "the id of the event cannot be sent as webhook-id: it is not printable ASCII \
+                     without spaces",
+                ),
+                answer: String::new(),
+            });
+        }
         let sent_at = self.clock.wall().duration_since(UNIX_EPOCH);
         let timestamp = sent_at.unwrap_or_default().as_secs().to_string();
         let mut request = Request::new(Method::Post, self.url.clone());
@@ -292,7 +303,9 @@ impl Webhook {
         .with_retry_after(wait.and_then(|text| date::retry_after(text, self.clock.wall())))
         .with_transient(!is_final);
         let answer = match &response.body {
-            Body::Whole(bytes) => String::from_utf8_lossy(bytes).chars().take(SHOWN).collect(),
+            Body::Whole(bytes) | Body::TooLarge(bytes) => {
+                String::from_utf8_lossy(bytes).chars().take(SHOWN).collect()
+            }
             _ => String::new(),
         };
         match is_final {

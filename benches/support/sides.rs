@@ -73,7 +73,16 @@ pub fn client(url: &str, cache: usize) -> Result<Client> {
 }
 
 pub fn update() -> Update {
-    Update::conversation(LIBRARY)
+    update_of(LIBRARY)
+}
+
+/// The same update of the other side's conversation, for two sides that are the library's.
+pub fn other_update() -> Update {
+    update_of(BARE)
+}
+
+fn update_of(conversation: &str) -> Update {
+    Update::conversation(conversation)
         .set("campaign.id", "12345")
         .set("customer.tier", "premium")
         .set("routing.score", 85)

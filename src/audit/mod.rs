@@ -5,6 +5,7 @@
 //! crash in between. An update that is refused before it writes leaves one outcome.
 
 pub(crate) mod file;
+pub(crate) mod parts;
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -34,6 +35,10 @@ pub enum AuditPhase {
     Intent,
     /// After the last answer.
     Outcome,
+    /// A process began to write the log when no other one was writing it. It belongs to no update:
+    /// its conversation is empty and its status `skipped`. An intent before it that has no outcome
+    /// by then gets none from its writer, which has died. [`AuditFile`] appends it.
+    Opened,
 }
 
 impl fmt::Display for AuditPhase {
@@ -41,6 +46,7 @@ impl fmt::Display for AuditPhase {
         f.write_str(match self {
             AuditPhase::Intent => "intent",
             AuditPhase::Outcome => "outcome",
+            AuditPhase::Opened => "opened",
         })
     }
 }

@@ -283,6 +283,7 @@ fn forward(words: &mut Words) -> Result<Forward> {
         max_attempts: max_attempts.map(|n| n as u32),
         follow: words.has("follow"),
         settle: words.has("settle"),
+        secure_values: words.has("secure-values"),
         metrics: words.path("metrics"),
     })
 }

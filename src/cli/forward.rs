@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use genesys_attributes::forward::{EnvelopeLines, ForwardReport, Forwarder};
@@ -10,14 +11,45 @@ use genesys_attributes::webhook::Webhook;
 use genesys_attributes::{Error, ErrorKind, rfc3339};
 
 use super::client::client;
-use super::files::replace;
+use super::files::{Files, replace};
 use super::options::{Forward, Options};
-use super::{Exit, Run};
+use super::signals::Signals;
+use super::{Exit, Failure, Run};
 
 /// How often metrics are written.
 const METRICS_EVERY: Duration = Duration::from_secs(15);
 
+/// Refuses one file for two purposes, before anything is written.
+fn check_files(all: &Options, options: &Forward) -> Result<(), Failure> {
+    let beside = |given: &Option<PathBuf>, ending: &str| {
+        given.clone().unwrap_or_else(|| {
+            let mut name = options.log.as_os_str().to_owned();
+            name.push(ending);
+            PathBuf::from(name)
+        })
+    };
+    let cursor = beside(&options.cursor, ".cursor");
+    let dead_letters = beside(&options.dead_letters, ".dead");
+    let client = &all.client;
+    let mut files = Files::default()
+        .written("the audit file", Some(&options.log))
+        .and_then(|files| files.written("--cursor", Some(&cursor)))
+        .and_then(|files| files.written("--dead-letters", Some(&dead_letters)))
+        .and_then(|files| files.written("--metrics", options.metrics.as_deref()))
+        .and_then(|files| files.read("--settings", client.settings.as_deref()))
+        .and_then(|files| files.read("--credentials", client.credentials.as_deref()));
+    for path in &options.secret_files {
+        files = files.and_then(|files| files.read("--secret-file", Some(path)));
+    }
+    for (_, path) in &options.headers {
+        files = files.and_then(|files| files.read("--header", Some(path)));
+    }
+    let files = files.and_then(|files| files.streams(false));
+    files.map(drop).map_err(Failure::usage)
+}
+
 pub(crate) fn run(all: &Options, options: &Forward) -> Run {
+    check_files(all, options)?;
     let mut forwarder = match &options.url {
         Some(url) => Forwarder::new(&options.log, webhook(options, url)?),
         None => Forwarder::new(&options.log, EnvelopeLines::new(io::stdout())),
@@ -34,32 +66,47 @@ pub(crate) fn run(all: &Options, options: &Forward) -> Run {
     if options.settle {
         forwarder = forwarder.settle(client(all, 1)?);
     }
-    if let Some(path) = options.metrics.clone() {
-        let mut written: Option<Instant> = None;
-        forwarder = forwarder.on_progress(move |report| {
-            #[allow(clippy::disallowed_methods)] // the program's own time
-            let now = Instant::now();
-            if written.is_none_or(|at| now.duration_since(at) >= METRICS_EVERY) {
-                written = Some(now);
-                if let Err(error) = write_metrics(&path, report) {
-                    log::warn!("the metrics {} cannot be written: {error}", path.display());
-                }
+    // Of a run that ends in an error nothing else is left.
+    let last: Arc<Mutex<Option<ForwardReport>>> = Arc::default();
+    let (told, metrics) = (last.clone(), options.metrics.clone());
+    let mut written: Option<Instant> = None;
+    let forwarder = forwarder.on_progress(move |report| {
+        *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(report.clone());
+        let Some(path) = &metrics else { return };
+        #[allow(clippy::disallowed_methods)] // the program's own time
+        let now = Instant::now();
+        if written.is_none_or(|at| now.duration_since(at) >= METRICS_EVERY) {
+            written = Some(now);
+            if let Err(error) = write_metrics(path, report) {
+                log::warn!("the metrics {} cannot be written: {error}", path.display());
             }
-        });
+        }
+    });
+    let signals =
+        Signals::catch().map_err(|e| setting("signals", format!("cannot be caught: {e}")))?;
+    let mut forwarder = forwarder
+        .follow(options.follow)
+        .secure_values(options.secure_values);
+    let ended = forwarder.run(&signals.cancel());
+    let report = match &ended {
+        Ok(report) => Some(report.clone()),
+        Err(_) => last.lock().unwrap_or_else(PoisonError::into_inner).take(),
+    };
+    let mut metrics = Ok(());
+    if let Some(report) = &report {
+        if let Some(path) = &options.metrics {
+            metrics = write_metrics(path, report);
+        }
+        tell(all, report);
     }
-    let cancel = super::signals::cancel()
-        .map_err(|e| setting("signals", format!("cannot be caught: {e}")))?;
-    let report = forwarder.follow(options.follow).run(&cancel)?;
-    if let Some(path) = &options.metrics {
-        write_metrics(path, &report)
-            .map_err(|e| setting("--metrics", format!("cannot be written: {e}")))?;
-    }
-    tell(all, &report);
-    if report.dead == 0 && report.orphans.is_empty() {
-        Ok(Exit::Done)
-    } else {
-        Ok(Exit::Failed)
-    }
+    let report = ended?;
+    metrics.map_err(|e| setting("--metrics", format!("cannot be written: {e}")))?;
+    Ok(match signals.caught() {
+        // What was there is not all delivered, perhaps.
+        Some((status, _)) if !options.follow => Exit::Signal(status),
+        _ if report.dead == 0 && report.orphans.is_empty() => Exit::Done,
+        _ => Exit::Failed,
+    })
 }
 
 fn webhook(options: &Forward, url: &str) -> Result<Webhook, Error> {
@@ -169,6 +216,12 @@ fn write_metrics(path: &Path, report: &ForwardReport) -> io::Result<()> {
             "gauge",
             report.pending as f64,
             "Intents without an outcome yet.",
+        ),
+        (
+            "orphans",
+            "gauge",
+            report.orphans.len() as f64,
+            "Intents whose process died before their outcome.",
         ),
         (
             "lag_seconds",

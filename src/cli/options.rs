@@ -131,5 +131,6 @@ pub(crate) struct Forward {
     pub(crate) max_attempts: Option<u32>,
     pub(crate) follow: bool,
     pub(crate) settle: bool,
+    pub(crate) secure_values: bool,
     pub(crate) metrics: Option<PathBuf>,
 }

@@ -232,6 +232,10 @@ const DELIVERY: Group = Group {
             "settle",
             "log in, and read what became of writes whose program died",
         ),
+        flag(
+            "secure-values",
+            "with the values of secure attributes too, where the audit file holds them",
+        ),
         with(
             "metrics",
             "FILE",
@@ -353,7 +357,9 @@ pub(crate) const COMMANDS: &[Spec] = &[
         summary: "Send the changes in an audit file to a webhook or a queue",
         about: "Reads the audit file from where the last run ended, and delivers an event for \
                 every change that was applied, in order and at least once. The audit file must \
-                have been written with --audit-values.",
+                have been written with --audit-values. The summary, with --json too, goes to \
+                standard error. A first SIGINT or SIGTERM ends it after the delivery under way: \
+                with --follow that is success.",
         groups: &[DELIVERY, SETTINGS, OUTPUT],
     },
     Spec {
@@ -430,8 +436,14 @@ pub(crate) const EXITS: &[(&str, &str)] = &[
         "7",
         "the updates were made, but records of the audit were lost",
     ),
-    ("130", "batch was stopped by SIGINT; resume later"),
-    ("143", "batch was stopped by SIGTERM; resume later"),
+    (
+        "130",
+        "batch, or forward without --follow, was stopped by SIGINT; resume later",
+    ),
+    (
+        "143",
+        "batch, or forward without --follow, was stopped by SIGTERM; resume later",
+    ),
 ];
 
 /// The name that is meant, if one is near enough.

@@ -20,6 +20,7 @@ use ::log::warn;
 use serde::Serialize;
 
 use crate::audit::file::private;
+use crate::audit::parts::is_torn;
 use crate::audit::{AuditPhase, AuditRecord};
 use crate::client::Client;
 use crate::clock::{Clock, SystemClock, sleep_unless};
@@ -30,7 +31,7 @@ use crate::retry::{Budget, Patience, Pause, RetryPolicy};
 use crate::sync::Cancel;
 use crate::target::TargetKind;
 
-use cursor::{Cursor, Pending};
+use cursor::{Cursor, Mark, Pending};
 use log::{Found, Log};
 
 /// One event as a [`Sink`] gets it.
@@ -206,16 +207,18 @@ pub struct Orphan {
 /// [`Sink`], in the order of the file.
 ///
 /// What it promises: each event at least once, in the order of the log, which for each conversation
-/// is the order of the writes. An event is sent again when its answer was lost, and after a crash
-/// of the forwarder the last ones are (at most those of the last second, and at most 100): the
-/// `webhook-id` tells repeats. What is not taken is tried again with backoff, and what comes after
+/// is the order of the writes. An event is sent again when its answer was lost; after a crash of
+/// the forwarder those since its cursor was written last are (100 at most, or those of 1 s and the
+/// delivery under way); and a rotation may repeat one. The `webhook-id` tells repeats. What is not taken is tried again with backoff, and what comes after
 /// it waits.
 ///
 /// It needs a log with values ([`audit_values`](crate::ClientBuilder::audit_values)), best written
-/// by [`AuditFile`](crate::audit::AuditFile). Updates of secure attributes whose values are not in the log
-/// are events with `updatedKeys` alone. Files that were renamed (`audit.jsonl.1`, in the same
-/// folder) are read to their end first, also when the forwarder was down meanwhile; compress them
-/// only later (`delaycompress`).
+/// by [`AuditFile`](crate::audit::AuditFile). Updates of secure attributes are events with
+/// `updatedKeys` alone, unless the log holds their values and
+/// [`secure_values`](Forwarder::secure_values) asks for them. Files that were renamed
+/// (`audit.jsonl.1`, or any other name in the same folder that begins with the log's) are read to
+/// their end first, also when the forwarder was down meanwhile; compress them only later
+/// (`delaycompress`). The first run begins with the file that has the log's name.
 ///
 /// ```
 /// use genesys_attributes::Cancel;
@@ -256,6 +259,7 @@ pub struct Forwarder {
     max_attempts: Option<u32>,
     follow: bool,
     settle: Option<Client>,
+    secure_values: bool,
     policy: RetryPolicy,
     clock: Arc<dyn Clock>,
     progress: Box<dyn FnMut(&ForwardReport) + Send>,
@@ -270,6 +274,10 @@ const POLL: Duration = Duration::from_millis(100);
 const SETTLE_AFTER: Duration = Duration::from_secs(3);
 /// How long a write that could not be settled is left alone.
 const SETTLE_AGAIN: Duration = Duration::from_secs(30);
+/// How often it is looked whether anybody writes the log, while there are intents without outcome.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// How often progress is told during a long wait.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 impl Forwarder {
     /// A forwarder of the audit file `log`. Its cursor is `log` with `.cursor` after it, its dead
@@ -284,6 +292,7 @@ impl Forwarder {
             max_attempts: None,
             follow: false,
             settle: None,
+            secure_values: false,
             policy: RetryPolicy::default()
                 .with_backoff(Duration::from_millis(100), Duration::from_secs(30))
                 .with_max_retry_after(Duration::from_secs(86_400)),
@@ -328,12 +337,24 @@ impl Forwarder {
     }
 
     /// Finds out what became of writes whose process died before their outcome was recorded, by
-    /// reading their targets through this client. Where the values are in place, an outcome
-    /// `alreadyApplied` is appended to the log, and its event is forwarded with `settled: true`;
-    /// else an outcome `failed`. A write is left alone while a process that writes the log lives, and
-    /// for 3 s after its intent, since a request may outlive its sender.
+    /// reading their targets through this client: one try of 5 s at most each. Where the values
+    /// are in place, an outcome `alreadyApplied` is appended to the log, and its event is forwarded
+    /// with `settled: true` and without a version; else an outcome `failed`.
+    ///
+    /// That a process has died shows when nobody writes the log, or by the record
+    /// [`Opened`](AuditPhase::Opened) of one that began to write when nobody did. There the write
+    /// is settled before what comes after it is forwarded, so that its event keeps its place; what
+    /// cannot be read then is tried again later, every 30 s. A write is left alone for 3 s after
+    /// its intent, since a request may outlive its sender.
     pub fn settle(mut self, client: Client) -> Forwarder {
         self.settle = Some(client);
+        self
+    }
+
+    /// Puts the values of secure attributes into events and dead letters, where the log holds them;
+    /// otherwise they have only the keys. Default: no.
+    pub fn secure_values(mut self, include: bool) -> Forwarder {
+        self.secure_values = include;
         self
     }
 
@@ -343,7 +364,8 @@ impl Forwarder {
         self
     }
 
-    /// Is told how far it is, each time the cursor is written and at the end of the log.
+    /// Is told how far it is, each time the cursor is written, at the end of the log, every few
+    /// seconds of a longer wait, and when the run ends, also by an error.
     pub fn on_progress(
         mut self,
         progress: impl FnMut(&ForwardReport) + Send + 'static,
@@ -365,20 +387,26 @@ impl Forwarder {
     pub fn run(&mut self, cancel: &Cancel) -> Result<ForwardReport> {
         self.policy.check()?;
         let _lock = cursor::lock(&self.cursor)?;
-        if !self.waited_for_log(cancel) {
+        let mut known = Cursor::read(&self.cursor)?;
+        let Some(log) = self.open(&mut known, cancel)? else {
             return Ok(ForwardReport::default());
-        }
-        let known = Cursor::read(&self.cursor)?;
-        let log = Log::open(&self.log, known.as_ref())?;
+        };
         let now = self.clock.now();
+        let is_new = known.is_none();
+        let (pending, told) = known
+            .map(|cursor| (cursor.pending, cursor.told))
+            .unwrap_or_default();
         let mut run = Run {
             report: ForwardReport::default(),
-            pending: known.map(|cursor| cursor.pending).unwrap_or_default(),
+            pending,
+            told,
             log,
             peeked: None,
             unsaved: 0,
             moved: false,
+            is_new,
             saved_at: now,
+            looked_at: None,
             waiting: None,
             unknown: Vec::new(),
             unknown_since: now,
@@ -388,19 +416,34 @@ impl Forwarder {
         };
         let ended = run.until_done();
         let saved = run.save();
-        let report = run.finished();
+        if ended.is_ok() {
+            // A cancelled run has not looked at what is left.
+            let _ = run.find_orphans();
+        }
+        run.tell();
+        let report = run.report;
         ended.and(saved)?;
         Ok(report)
     }
 
-    /// The first writer may come later.
-    fn waited_for_log(&self, cancel: &Cancel) -> bool {
-        while self.follow && !self.log.exists() {
+    /// Opens the log, whose first writer may come later; `None` when that was cancelled.
+    fn open(&self, known: &mut Option<Cursor>, cancel: &Cancel) -> Result<Option<Log>> {
+        loop {
+            match Log::open(&self.log, known.as_ref())? {
+                None if !self.follow => return Err(log::unopened(&self.log)),
+                None => {}
+                log => return Ok(log),
+            }
+            if known.is_none() {
+                // What comes from now on is read, also when it is renamed before it is seen.
+                let left = log::renamed(&self.log)?;
+                let cursor = known.insert(Cursor::at(Mark::default(), &left, &[], &[]));
+                cursor.write(&self.cursor)?;
+            }
             if sleep_unless(self.clock.as_ref(), POLL, Some(cancel)).is_err() {
-                return false;
+                return Ok(None);
             }
         }
-        true
     }
 }
 
@@ -422,11 +465,17 @@ struct Run<'r> {
     /// Read while the locks were held, and still to be handled.
     peeked: Option<Found>,
     pending: Vec<Pending>,
+    /// What was settled and delivered, and whose outcome is still to be read.
+    told: Vec<String>,
     report: ForwardReport,
     /// Deliveries since the cursor was written.
     unsaved: u32,
     moved: bool,
+    /// There is no cursor yet.
+    is_new: bool,
     saved_at: Instant,
+    /// When it was looked last whether anybody writes.
+    looked_at: Option<Instant>,
     /// When the record that waits for delivery was made.
     waiting: Option<SystemTime>,
     /// Orphans that could not be settled, with the reason.
@@ -438,85 +487,128 @@ struct Run<'r> {
 impl Run<'_> {
     fn until_done(&mut self) -> Result<()> {
         while !self.cancel.is_cancelled() {
-            // The cursor stands behind what is handled now only when that is done.
-            let found = match self.peeked.take() {
-                Some(found) => found,
-                None => self.log.next()?,
-            };
-            match found {
-                Found::Record(record) => match self.handle(*record) {
-                    Err(error) if error.kind() == ErrorKind::Cancelled => return Ok(()),
-                    other => other?,
-                },
-                Found::Torn { offset, bytes } => {
-                    self.report.torn += 1;
-                    warn!(
-                        "{}: the {bytes} bytes at offset {offset} are no whole record: skipped",
-                        self.log.path().display()
-                    );
-                }
-                Found::End => {
-                    self.waiting = None;
-                    self.save()?;
-                    if self.settle()? {
-                        continue;
-                    }
-                    self.tell();
-                    if !self.of.follow {
-                        return Ok(());
-                    }
-                    if sleep_unless(self.of.clock.as_ref(), POLL, Some(self.cancel)).is_err() {
-                        return Ok(());
-                    }
-                    continue;
-                }
-            }
-            self.log.passed();
-            self.moved = true;
-            let late = || self.of.clock.now().saturating_duration_since(self.saved_at);
-            if self.unsaved >= SAVE_EVERY || self.unsaved > 0 && late() >= SAVE_AFTER {
-                self.save()?;
-                self.tell();
+            match self.step() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) if error.kind() == ErrorKind::Cancelled => break,
+                Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// Reads and handles one line, or waits for more; `false` at the end.
+    fn step(&mut self) -> Result<bool> {
+        // The cursor stands behind what is handled now only when that is done.
+        let found = match self.peeked.take() {
+            Some(found) => found,
+            None => self.log.next()?,
+        };
+        match found {
+            Found::Record(record) => self.handle(*record)?,
+            Found::Torn { offset, bytes } => {
+                self.report.torn += 1;
+                warn!(
+                    "{}: the {bytes} bytes at offset {offset} are no whole record: skipped",
+                    self.log.path().display()
+                );
+            }
+            Found::End => return self.at_the_end(),
+        }
+        self.moved |= self.log.passed();
+        let late = || self.of.clock.now().saturating_duration_since(self.saved_at);
+        if self.unsaved >= SAVE_EVERY || self.unsaved > 0 && late() >= SAVE_AFTER {
+            self.save()?;
+            self.tell();
+        }
+        Ok(true)
+    }
+
+    fn at_the_end(&mut self) -> Result<bool> {
+        self.waiting = None;
+        self.moved |= self.log.passed();
+        self.begin()?;
+        self.save()?;
+        let now = self.of.clock.now();
+        let is_due = |at| now.saturating_duration_since(at) >= LOOK_EVERY;
+        if !self.of.follow || self.looked_at.is_none_or(is_due) {
+            self.looked_at = Some(now);
+            self.find_orphans()?;
+        }
+        if self.peeked.is_some() || self.settle()? {
+            return Ok(true);
+        }
+        self.tell();
+        if !self.of.follow {
+            return Ok(false);
+        }
+        sleep_unless(self.of.clock.as_ref(), POLL, Some(self.cancel))?;
+        Ok(true)
     }
 
     fn handle(&mut self, record: AuditRecord<'static>) -> Result<()> {
-        if record.phase == AuditPhase::Intent {
-            self.pending
-                .retain(|pending| pending.record.id != record.id);
-            let log = self.log.identity();
-            self.pending.push(Pending {
-                log,
-                superseded: false,
-                record,
-            });
-            return Ok(());
-        }
-        if matches!(record.status, Status::Applied | Status::AlreadyApplied) {
-            self.deliver(&record)?;
-            for pending in &mut self.pending {
-                pending.superseded |= settle::rules_out(&record, &pending.record);
+        match record.phase {
+            AuditPhase::Opened => {
+                self.orphan_all(true);
+                return self.settle_all();
             }
+            AuditPhase::Intent => {
+                // Before anything is delivered, rather than at its outcome.
+                self.check_values(&record)?;
+                self.forget(&record.id);
+                self.pending.push(Pending::new(record));
+                return Ok(());
+            }
+            AuditPhase::Outcome => {}
         }
-        self.pending
-            .retain(|pending| pending.record.id != record.id);
+        if let Some(at) = self.told.iter().position(|id| *id == record.id) {
+            self.told.remove(at);
+        } else if is_applied(&record) {
+            self.deliver(&record)?;
+        }
+        for pending in &mut self.pending {
+            pending.superseded |= settle::rules_out(&record, &pending.record);
+        }
+        self.forget(&record.id);
         Ok(())
     }
 
-    fn deliver(&mut self, record: &AuditRecord<'_>) -> Result<()> {
-        if record.attributes.is_none() && record.target != TargetKind::Secure {
-            return Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!(
-                    "{}: the record at offset {} holds no values: write the log with audit_values \
-                     (--audit-values); where older records lack them, begin a new log",
-                    self.log.path().display(),
-                    self.log.start()
-                ),
-            ));
+    /// It is pending no longer.
+    fn forget(&mut self, id: &str) {
+        self.pending.retain(|pending| pending.record.id != id);
+    }
+
+    fn check_values(&self, record: &AuditRecord<'_>) -> Result<()> {
+        if record.attributes.is_some() || record.target == TargetKind::Secure {
+            return Ok(());
         }
+        Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!(
+                "{}: the record at offset {} holds no values: write the log with audit_values \
+                 (--audit-values). To go on without what was written so far, rename the log, so \
+                 that a new one is begun, and remove the cursor {}",
+                self.log.path().display(),
+                self.log.start(),
+                self.of.cursor.display()
+            ),
+        ))
+    }
+
+    fn deliver(&mut self, record: &AuditRecord<'_>) -> Result<()> {
+        self.check_values(record)?;
+        let keys_only;
+        let record = match record.target {
+            TargetKind::Secure if !self.of.secure_values => {
+                keys_only = AuditRecord {
+                    attributes: None,
+                    ..record.clone()
+                };
+                &keys_only
+            }
+            _ => record,
+        };
+        self.begin()?;
         self.waiting = Some(record.timestamp);
         let body = record.webhook_payload().to_string();
         let envelope = Envelope {
@@ -564,9 +656,25 @@ impl Run<'_> {
             // It may last: what was delivered before is remembered first.
             self.save_delivered()?;
             self.tell();
-            sleep_unless(self.of.clock.as_ref(), delay, Some(self.cancel))?;
+            let mut left = delay;
+            while !left.is_zero() {
+                let step = left.min(TELL_EVERY);
+                sleep_unless(self.of.clock.as_ref(), step, Some(self.cancel))?;
+                left -= step;
+                self.tell();
+            }
             self.report.repeated += 1;
         }
+    }
+
+    /// The first cursor is written before anything is delivered, and where there is nothing to:
+    /// it says from where on everything is read, also when it is renamed.
+    fn begin(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.is_new) {
+            self.moved = true;
+            self.save()?;
+        }
+        Ok(())
     }
 
     fn save_delivered(&mut self) -> Result<()> {
@@ -592,9 +700,14 @@ impl Run<'_> {
         };
         let path = &self.of.dead_letters;
         let write = || -> std::io::Result<()> {
-            let mut line = serde_json::to_vec(&letter)?;
+            let mut file = private().read(true).append(true).create(true).open(path)?;
+            let found = file.metadata()?;
+            let mut line = Vec::new();
+            if found.is_file() && is_torn(&file, found.len())? {
+                line.push(b'\n');
+            }
+            serde_json::to_writer(&mut line, &letter)?;
             line.push(b'\n');
-            let mut file = private().append(true).create(true).open(path)?;
             file.write_all(&line)?;
             file.sync_data()
         };
@@ -606,7 +719,8 @@ impl Run<'_> {
         if !self.moved {
             return Ok(());
         }
-        Cursor::at(self.log.done(), &self.pending).write(&self.of.cursor)?;
+        let (mark, left) = self.log.done();
+        Cursor::at(mark, left, &self.pending, &self.told).write(&self.of.cursor)?;
         self.moved = false;
         self.unsaved = 0;
         self.saved_at = self.of.clock.now();
@@ -620,23 +734,13 @@ impl Run<'_> {
 
     fn count(&mut self) {
         self.report.pending = self.pending.len() as u64;
+        let orphans = self.pending.iter().filter(|pending| pending.is_orphan());
+        self.report.orphans = orphans.map(|one| self.orphan(&one.record)).collect();
         let age = |since| self.of.clock.wall().duration_since(since);
         self.report.lag = self
             .waiting
             .and_then(|since| age(since).ok())
             .unwrap_or_default();
-    }
-
-    /// The report at the end, with what nobody will settle.
-    fn finished(mut self) -> ForwardReport {
-        self.count();
-        // A cancelled run did not look at what is left.
-        if !self.cancel.is_cancelled()
-            && let Ok(Some(orphans)) = self.orphans()
-        {
-            self.report.orphans = orphans.iter().map(|one| self.orphan(one)).collect();
-        }
-        self.report
     }
 
     fn orphan(&self, record: &AuditRecord<'_>) -> Orphan {
@@ -652,6 +756,10 @@ impl Run<'_> {
             },
         }
     }
+}
+
+fn is_applied(outcome: &AuditRecord<'_>) -> bool {
+    matches!(outcome.status, Status::Applied | Status::AlreadyApplied)
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {

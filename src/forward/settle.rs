@@ -1,56 +1,73 @@
 //! Writes whose process died before their outcome was recorded: what became of them.
 
+use std::time::Duration;
+
 use super::log::Found;
-use super::{Run, SETTLE_AFTER, SETTLE_AGAIN};
-use crate::audit::AuditFile;
-use crate::audit::{AuditPhase, AuditRecord, AuditSink};
+use super::{LOOK_EVERY, Run, SETTLE_AFTER, SETTLE_AGAIN, is_applied};
+use crate::audit::{AuditFile, AuditPhase, AuditRecord, AuditSink};
 use crate::client::Client;
 use crate::clock::sleep_unless;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::receipt::Status;
+use crate::sync::Cancel;
 use crate::target::{Participant, Target, TargetKind, TargetState};
 
 /// What a read says about a write.
 enum Verdict {
-    InPlace { version: Option<String> },
+    InPlace,
     NotInPlace { may_have_applied: bool },
     Unknown(String),
 }
 
-/// Whether an applied write shows that another one was not: of writes on top of one version a lock
-/// lets only one through.
-pub(super) fn rules_out(applied: &AuditRecord<'_>, other: &AuditRecord<'_>) -> bool {
-    applied.id != other.id
-        && applied.target != TargetKind::Participant
-        && applied.previous_version.is_some()
-        && applied.previous_version == other.previous_version
-        && applied.target == other.target
-        && applied.conversation_id == other.conversation_id
-        && applied.resource_id == other.resource_id
+/// Whether both go to the same target, on top of the same version.
+fn on_one_version(one: &AuditRecord<'_>, other: &AuditRecord<'_>) -> bool {
+    one.id != other.id
+        && one.target != TargetKind::Participant
+        && one.previous_version.is_some()
+        && one.previous_version == other.previous_version
+        && one.target == other.target
+        && one.conversation_id == other.conversation_id
+        && one.resource_id == other.resource_id
+}
+
+/// Whether an outcome shows that another write was not applied: of writes on top of one version a
+/// lock lets only one through. One that was found in place may be the other one's.
+pub(super) fn rules_out(outcome: &AuditRecord<'_>, other: &AuditRecord<'_>) -> bool {
+    outcome.status == Status::Applied && on_one_version(outcome, other)
 }
 
 impl Run<'_> {
-    /// The intents that will get no outcome, since nobody who writes the log lives; `None` where
-    /// somebody does.
-    pub(super) fn orphans(&mut self) -> Result<Option<Vec<AuditRecord<'static>>>> {
-        if self.pending.is_empty() {
-            return Ok(None);
+    /// Looks whether anybody writes the log; where nobody does, the intents that have no outcome
+    /// will get none.
+    pub(super) fn find_orphans(&mut self) -> Result<()> {
+        if self.pending.iter().all(|pending| pending.is_orphan()) {
+            return Ok(());
         }
-        let files: Vec<_> = self.pending.iter().map(|pending| pending.log).collect();
-        let found = self.log.unwritten(&files, |log| log.next())?;
-        let pending = self.pending.iter();
-        match found {
-            None => Ok(None),
-            Some(Found::End) => Ok(Some(pending.map(|p| p.record.clone()).collect())),
-            // An outcome came meanwhile: first things first.
-            Some(found) => {
-                self.peeked = Some(found);
-                Ok(None)
+        match self.log.unwritten(|log| log.next())? {
+            None => {}
+            Some(Found::End) => self.orphan_all(false),
+            // First things first.
+            Some(found) => self.peeked = Some(found),
+        }
+        Ok(())
+    }
+
+    /// None of the intents will get an outcome from its writer.
+    pub(super) fn orphan_all(&mut self, by_log: bool) {
+        for pending in &mut self.pending {
+            if pending.orphaned(by_log) && self.of.follow {
+                log::warn!(
+                    "the process of write {} (conversation {}) died before its outcome was \
+                     recorded",
+                    pending.record.id,
+                    pending.record.conversation_id
+                );
             }
         }
     }
 
-    /// Settles what can be settled. `true` when there is something new to read.
+    /// At the end of the log: settles one orphan, so that what is written meanwhile does not wait
+    /// for the others. `true` when there may be something to read.
     pub(super) fn settle(&mut self) -> Result<bool> {
         let Some(client) = self.of.settle.clone() else {
             return Ok(false);
@@ -60,91 +77,152 @@ impl Run<'_> {
             self.unknown.clear();
             self.unknown_since = now;
         }
-        if self.pending.iter().all(|p| self.is_unknown(&p.record.id)) {
+        let Some(intent) = self.unsettled() else {
             return Ok(false);
-        }
-        let Some(orphans) = self.orphans()? else {
-            return Ok(self.peeked.is_some());
         };
-        // A request may outlive the process that sent it, and what it wrote may not show at once.
-        let now = self.of.clock.wall();
-        let age =
-            |intent: &AuditRecord<'_>| now.duration_since(intent.timestamp).unwrap_or_default();
-        let unsettled = orphans
-            .into_iter()
-            .filter(|intent| !self.is_unknown(&intent.id));
-        let (orphans, young): (Vec<_>, Vec<_>) =
-            unsettled.partition(|intent| age(intent) >= SETTLE_AFTER);
-        if orphans.is_empty() && !self.of.follow {
-            let oldest = young.iter().map(age).max().unwrap_or_default();
-            let wait = SETTLE_AFTER.saturating_sub(oldest);
-            let clock = self.of.clock.clone();
-            // The loop sees whether it was cancelled.
-            let _ = sleep_unless(clock.as_ref(), wait, Some(self.cancel));
-            return Ok(true);
+        let left = self.too_young(&intent);
+        match left.is_zero() {
+            true => self.settle_one(&client, intent)?,
+            // What comes meanwhile is not to wait.
+            false if self.of.follow => return Ok(false),
+            false => sleep_unless(self.of.clock.as_ref(), left, Some(self.cancel))?,
         }
-        if orphans.is_empty() {
-            return Ok(false);
-        }
-        let log = AuditFile::open(self.log.path()).map_err(|e| self.unappended(e))?;
-        let mut appended = false;
-        for intent in orphans {
-            if self.cancel.is_cancelled() {
+        Ok(true)
+    }
+
+    /// Before what comes next is delivered: settles all orphans that can be.
+    pub(super) fn settle_all(&mut self) -> Result<()> {
+        let Some(client) = self.of.settle.clone() else {
+            return Ok(());
+        };
+        const SLOW: Duration = Duration::from_secs(1);
+        let unknown = self.unknown.len();
+        while let Some(intent) = self.unsettled() {
+            let left = self.too_young(&intent).min(LOOK_EVERY);
+            sleep_unless(self.of.clock.as_ref(), left, Some(self.cancel))?;
+            let (begun, before) = (self.of.clock.now(), self.unknown.len());
+            self.settle_one(&client, intent)?;
+            // The platform is out of reach, perhaps: nothing is to wait for that.
+            let is_slow = self.of.clock.now().saturating_duration_since(begun) >= SLOW;
+            let more = self.unknown.len() - before;
+            if more > 0 && is_slow || self.unknown.len() > unknown + 3 {
                 break;
             }
-            let superseded = self
-                .pending
-                .iter()
-                .any(|pending| pending.superseded && pending.record.id == intent.id);
-            let verdict = match superseded {
-                true => Verdict::NotInPlace {
-                    may_have_applied: false,
-                },
-                false => verdict(&client, &intent)?,
-            };
-            let outcome = AuditRecord {
-                phase: AuditPhase::Outcome,
-                timestamp: self.of.clock.wall(),
-                settled: true,
-                ..intent
-            };
-            let outcome = match verdict {
-                Verdict::InPlace { version } => AuditRecord {
-                    status: Status::AlreadyApplied,
-                    version: version.map(Into::into),
-                    ..outcome
-                },
-                Verdict::NotInPlace { may_have_applied } => AuditRecord {
-                    status: Status::Failed,
-                    may_have_applied,
-                    ..outcome
-                },
-                Verdict::Unknown(why) => {
-                    log::warn!("what became of write {} is not known: {why}", outcome.id);
-                    self.unknown.push((outcome.id.into_owned(), why));
-                    continue;
+        }
+        Ok(())
+    }
+
+    /// The first orphan that was not tried lately.
+    fn unsettled(&self) -> Option<AuditRecord<'static>> {
+        let is_unknown = |id: &str| self.unknown.iter().any(|(known, _)| known == id);
+        let mut pending = self.pending.iter();
+        let found = pending.find(|one| one.is_orphan() && !is_unknown(&one.record.id));
+        found.map(|one| one.record.clone())
+    }
+
+    /// How long to wait: a request may outlive the process that sent it, and what it wrote may not
+    /// show at once.
+    fn too_young(&self, intent: &AuditRecord<'_>) -> Duration {
+        let age = self.of.clock.wall().duration_since(intent.timestamp);
+        SETTLE_AFTER.saturating_sub(age.unwrap_or_default())
+    }
+
+    fn settle_one(&mut self, client: &Client, intent: AuditRecord<'static>) -> Result<()> {
+        let verdict = match self.is_superseded(&intent.id) {
+            true => Verdict::Unknown(String::new()),
+            false => verdict(client, &intent, self.cancel)?,
+        };
+        // What was written since the log was read to here, which the verdict may be about.
+        let in_flight = self
+            .pending
+            .iter()
+            .map(|one| (one.is_orphan(), &one.record));
+        let mut rivals: Vec<String> = in_flight
+            .filter(|(orphan, record)| !orphan && on_one_version(record, &intent))
+            .map(|(_, record)| record.id.to_string())
+            .collect();
+        let mut outcome = None;
+        let (pending, cancel) = (&mut self.pending, self.cancel);
+        self.log.ahead(cancel, |record| {
+            match record.phase {
+                AuditPhase::Outcome if record.id == intent.id => {
+                    outcome = Some(record.clone().into_owned());
                 }
-            };
-            log.record(&outcome).map_err(|e| self.unappended(e))?;
-            self.report.settled += 1;
-            appended = true;
+                AuditPhase::Intent if on_one_version(record, &intent) => {
+                    rivals.push(record.id.to_string());
+                }
+                AuditPhase::Outcome => rivals.retain(|rival| *rival != record.id),
+                _ => {}
+            }
+            for one in pending.iter_mut() {
+                one.superseded |= rules_out(record, &one.record);
+            }
+        })?;
+        if let Some(outcome) = outcome {
+            // Somebody else settled it, or this one did before it died.
+            return self.settled(&outcome);
         }
-        if appended {
-            log.flush().map_err(|e| self.unappended(e))?;
-        }
-        Ok(appended || !young.is_empty() && !self.of.follow)
+        let verdict = match verdict {
+            _ if self.is_superseded(&intent.id) => Verdict::NotInPlace {
+                may_have_applied: false,
+            },
+            Verdict::InPlace if !rivals.is_empty() => {
+                Verdict::Unknown("another write of the same values is in flight".to_owned())
+            }
+            verdict => verdict,
+        };
+        let (status, may_have_applied) = match verdict {
+            Verdict::InPlace => (Status::AlreadyApplied, false),
+            Verdict::NotInPlace { may_have_applied } => (Status::Failed, may_have_applied),
+            Verdict::Unknown(why) => {
+                log::warn!("what became of write {} is not known: {why}", intent.id);
+                self.unknown.push((intent.id.into_owned(), why));
+                return Ok(());
+            }
+        };
+        let outcome = AuditRecord {
+            phase: AuditPhase::Outcome,
+            timestamp: self.of.clock.wall(),
+            settled: true,
+            status,
+            may_have_applied,
+            ..intent
+        };
+        let append = || {
+            let log = AuditFile::join(self.log.path())?;
+            log.record(&outcome)?;
+            log.flush()
+        };
+        append().map_err(|e| super::failed("the audit file", self.log.path(), "appended to", e))?;
+        self.report.settled += 1;
+        self.settled(&outcome)
     }
 
-    fn is_unknown(&self, id: &str) -> bool {
-        self.unknown.iter().any(|(known, _)| known == id)
+    /// Delivers a settled write at once, so that its event keeps its place. Its outcome is read
+    /// later, and not delivered again.
+    fn settled(&mut self, outcome: &AuditRecord<'_>) -> Result<()> {
+        if is_applied(outcome) {
+            self.deliver(outcome)?;
+            self.told.push(outcome.id.to_string());
+            for pending in &mut self.pending {
+                // One of two writes of the same values went through, and its event is delivered.
+                pending.superseded |= on_one_version(outcome, &pending.record)
+                    && outcome.attributes == pending.record.attributes
+                    && outcome.removed_keys == pending.record.removed_keys;
+            }
+        }
+        self.forget(&outcome.id);
+        self.moved = true;
+        Ok(())
     }
 
-    fn unappended(&self, error: std::io::Error) -> Error {
-        super::failed("the audit file", self.log.path(), "appended to", error)
+    fn is_superseded(&self, id: &str) -> bool {
+        let mut pending = self.pending.iter();
+        pending.any(|one| one.superseded && one.record.id == id)
     }
 }
 
-fn verdict(client: &Client, intent: &AuditRecord<'_>) -> Result<Verdict> {
+fn verdict(client: &Client, intent: &AuditRecord<'_>, cancel: &Cancel) -> Result<Verdict> {
     let unknown = |why: &str| Ok(Verdict::Unknown(why.to_owned()));
     let Some(wanted) = &intent.attributes else {
         return unknown("the log holds no values of it");
@@ -159,10 +237,15 @@ fn verdict(client: &Client, intent: &AuditRecord<'_>) -> Result<Verdict> {
         (TargetKind::Custom, Some(record)) => Target::custom(conversation, record),
         _ => return unknown("the log does not say which participant or record it went to"),
     };
-    let now = match client.read(&target) {
+    let now = match client.read_once(&target, cancel) {
         Ok(now) => now,
         // Nobody else's orphan would fare better.
-        Err(error) if matches!(error.kind(), ErrorKind::Auth | ErrorKind::Config) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::Auth | ErrorKind::Config | ErrorKind::Cancelled
+            ) =>
+        {
             return Err(error);
         }
         Err(error) => return Ok(Verdict::Unknown(error.to_string())),
@@ -173,9 +256,7 @@ fn verdict(client: &Client, intent: &AuditRecord<'_>) -> Result<Verdict> {
     let state = TargetState::with(now.attributes);
     let in_place = state.holds(wanted, &intent.removed_keys) == Some(true);
     Ok(match in_place && !untouched {
-        true => Verdict::InPlace {
-            version: now.version,
-        },
+        true => Verdict::InPlace,
         false => Verdict::NotInPlace {
             may_have_applied: !untouched,
         },

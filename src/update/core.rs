@@ -20,7 +20,7 @@ use crate::keyed_lock::KeyedLock;
 use crate::metrics::Counters;
 use crate::problem;
 use crate::receipt::Snapshot;
-use crate::retry::Patience;
+use crate::retry::{Patience, RetryPolicy};
 use crate::schema::Schema;
 use crate::session::Session;
 use crate::sync::Cancel;
@@ -115,11 +115,16 @@ impl Core {
     }
 
     /// Reads a target, for whoever wants to know.
-    pub(crate) fn read(&self, target: &Target, cancel: Option<&Cancel>) -> Result<Snapshot> {
+    pub(crate) fn read(
+        &self,
+        target: &Target,
+        policy: RetryPolicy,
+        cancel: Option<&Cancel>,
+    ) -> Result<Snapshot> {
         target.checked()?;
         let wire = &self.session.wire;
         let id = target.conversation_id();
-        let mut call = wire.begin(wire.policy, Patience::Deadline, id, cancel);
+        let mut call = wire.begin(policy, Patience::Deadline, id, cancel);
         let read = self.read_with(target, &mut call, &[]);
         read.map_err(|error| error.with_effort(call.attempts, call.requests, call.latency()))
     }

@@ -308,3 +308,48 @@ fn forward_to_a_failing_receiver_loses_nothing() {
     first.retain(|id| seen.insert(id.clone()));
     assert_eq!(first, ids(1..=200));
 }
+
+/// Values of secure attributes stay in the log, unless they are asked for.
+#[test]
+fn forward_secure_values_only_when_asked_for() {
+    let mut secret = record(1, "outcome", "applied");
+    secret["target"] = "secure".into();
+    for (wanted, values) in [(false, json!({})), (true, json!({ "n": 1 }))] {
+        let (folder, taker) = (Folder::new("secure"), Taker::default());
+        folder.append("audit.jsonl", line(&secret) + &line(&secret));
+        taker.script([Act::Take, never("400")]);
+        let mut forwarder = forwarder(&folder.log(), &taker).secure_values(wanted);
+        let _ = forwarder.run(&Cancel::new()).unwrap();
+        let payload = &taker.bodies()[0]["payload"];
+        assert_eq!(payload["updatedAttributes"], values);
+        let letter: Value = serde_json::from_str(&folder.read("audit.jsonl.dead")).unwrap();
+        assert_eq!(letter["record"].get("attributes").is_some(), wanted);
+    }
+}
+
+#[test]
+fn forward_dead_letter_after_a_torn_one_is_whole() {
+    let (folder, taker) = (Folder::new("torn-dead"), Taker::default());
+    folder.append("audit.jsonl", applied(1));
+    folder.append("audit.jsonl.dead", "{\"record\":{");
+    taker.script([never("400")]);
+    let _ = run(&folder.log(), &taker).unwrap();
+    let text = folder.read("audit.jsonl.dead");
+    let letter: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(letter["record"]["id"], "u-1");
+}
+
+/// The run ends in an error, and what it did until then is told.
+#[test]
+fn forward_tells_what_was_done_before_an_error() {
+    let (folder, taker) = (Folder::new("told"), Taker::default());
+    folder.append("audit.jsonl", applied(1) + &applied(2));
+    let gone = Error::new(ErrorKind::Transport, "nobody reads any more");
+    taker.script([Act::Take, Act::Fail(Undelivered::Closed(gone))]);
+    let last: Arc<Mutex<ForwardReport>> = Arc::default();
+    let told = last.clone();
+    let mut forwarder =
+        forwarder(&folder.log(), &taker).on_progress(move |report| *lock(&told) = report.clone());
+    assert!(forwarder.run(&Cancel::new()).is_err());
+    assert_eq!(lock(&last).delivered, 1);
+}

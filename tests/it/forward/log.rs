@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use genesys_attributes::audit::AuditFile;
 use genesys_attributes::forward::Forwarder;
-use genesys_attributes::{Cancel, ErrorKind, SystemClock, Update};
+use genesys_attributes::{Cancel, ErrorKind, ManualClock, SystemClock, Update};
 
 use super::*;
 use crate::fake::PATIENCE;
@@ -71,11 +71,12 @@ fn log_rotated_while_the_forwarder_is_down_is_read_in_order() {
         std::fs::rename(folder.path(from), folder.path(to)).unwrap();
     }
     // Between renaming and the first record there is no file of the name.
-    let error = run(&folder.log(), &taker).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    let report = run(&folder.log(), &taker).unwrap();
+    assert_eq!((report.delivered, report.pending), (3, 0));
+    assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 0);
     folder.append("audit.jsonl", applied(6));
     let report = run(&folder.log(), &taker).unwrap();
-    assert_eq!((report.delivered, report.pending), (4, 0));
+    assert_eq!((report.delivered, report.pending), (1, 0));
     assert_eq!(taker.ids(), ids(1..=6));
     assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 0);
 }
@@ -175,6 +176,196 @@ fn log_without_any_values_delivers_nothing() {
     assert!(error.to_string().contains("--audit-values"), "{error}");
     assert_eq!(taker.ids(), ids([]));
     assert!(!folder.path("audit.jsonl.cursor").exists());
+}
+
+/// Rotates as logrotate does, and writes the next file.
+fn rotate(folder: &Folder, text: impl AsRef<[u8]>) {
+    for n in (1..5).rev() {
+        let from = folder.path(&format!("audit.jsonl.{n}"));
+        if from.exists() {
+            std::fs::rename(from, folder.path(&format!("audit.jsonl.{}", n + 1))).unwrap();
+        }
+    }
+    std::fs::rename(folder.log(), folder.path("audit.jsonl.1")).unwrap();
+    folder.append("audit.jsonl", text);
+}
+
+/// A record of the n-th minute.
+fn minute(n: u64) -> String {
+    let mut record = record(n, "outcome", "applied");
+    record["timestamp"] = format!("2026-01-01T00:{n:02}:00.000Z").into();
+    line(&record)
+}
+
+/// A file that was restored is newer than those that came after it, and has another inode.
+#[test]
+fn log_restored_from_a_copy_is_read_in_its_place() {
+    // The cursor's own file, and the one after it.
+    for restored in ["audit.jsonl.3", "audit.jsonl.2"] {
+        let (folder, taker) = (Folder::new("restored"), Taker::default());
+        folder.append("audit.jsonl", minute(1));
+        let _ = run(&folder.log(), &taker).unwrap();
+        folder.append("audit.jsonl", minute(2));
+        for n in 3..=5 {
+            rotate(&folder, minute(n));
+        }
+        let bytes = std::fs::read(folder.path(restored)).unwrap();
+        std::fs::remove_file(folder.path(restored)).unwrap();
+        std::fs::write(folder.path(restored), bytes).unwrap();
+        assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 4);
+        assert_eq!(taker.ids(), ids(1..=5), "{restored}");
+        assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 0);
+    }
+}
+
+/// The files' own times say nothing about what was read.
+#[test]
+fn log_whose_clock_was_set_back_loses_nothing() {
+    let (folder, taker) = (Folder::new("back"), Taker::default());
+    folder.append("audit.jsonl", minute(30) + &minute(31));
+    let _ = run(&folder.log(), &taker).unwrap();
+    rotate(&folder, minute(5));
+    rotate(&folder, minute(6));
+    let old = std::fs::File::options()
+        .append(true)
+        .open(folder.path("audit.jsonl.1"));
+    let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000);
+    old.unwrap().set_modified(long_ago).unwrap();
+    assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 2);
+    assert_eq!(taker.ids(), ids([30, 31, 5, 6]));
+}
+
+#[test]
+fn log_that_begins_with_a_long_line_is_read_when_it_was_rotated() {
+    let (folder, taker) = (Folder::new("long"), Taker::default());
+    folder.append("audit.jsonl", applied(1));
+    let _ = run(&folder.log(), &taker).unwrap();
+    let mut long = record(2, "outcome", "applied");
+    long["attributes"] = json!({ "n": "x".repeat(200_000) });
+    rotate(&folder, line(&long) + &applied(3));
+    rotate(&folder, applied(4));
+    assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 3);
+    assert_eq!(taker.ids(), ids(1..=4));
+}
+
+/// Copies of the log are no further parts of it, complete or not, before and after a rotation.
+#[test]
+fn log_copied_beside_itself_is_read_once() {
+    let (folder, taker) = (Folder::new("copied"), Taker::default());
+    folder.append("audit.jsonl", applied(1) + &applied(2));
+    let _ = run(&folder.log(), &taker).unwrap();
+    let copy = |to: &str| {
+        let _ = std::fs::copy(folder.log(), folder.path(to)).unwrap();
+    };
+    copy("audit.jsonl.bak");
+    folder.append("audit.jsonl", applied(3));
+    copy("audit.jsonl.bak2");
+    rotate(&folder, applied(4));
+    // One that was not read yet.
+    copy("audit.jsonl.bak3");
+    folder.append("audit.jsonl", applied(5));
+    rotate(&folder, applied(6));
+    assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 4);
+    assert_eq!(taker.ids(), ids(1..=6));
+}
+
+/// What was renamed before the first run is not forwarded; what is renamed after it is, although
+/// there was nothing to forward yet.
+#[test]
+fn log_renamed_after_an_empty_first_run_is_forwarded() {
+    let (folder, taker) = (Folder::new("first"), Taker::default());
+    folder.append("audit.jsonl", applied(1));
+    rotate(&folder, "");
+    assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 0);
+    folder.append("audit.jsonl", applied(2));
+    rotate(&folder, applied(3));
+    assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 2);
+    assert_eq!(taker.ids(), ids(2..=3));
+}
+
+/// The first run dies before it has come far, and the log is renamed before the next one.
+#[test]
+fn log_renamed_after_a_first_run_that_died_is_forwarded() {
+    let (folder, taker) = (Folder::new("died"), Taker::default());
+    folder.append("audit.jsonl", applied(1) + &applied(2));
+    taker.script([Act::Take, Act::DieBefore]);
+    let killed =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&folder.log(), &taker)));
+    assert!(killed.is_err());
+    rotate(&folder, applied(3));
+    assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 3);
+    assert_eq!(taker.ids(), ["u-1", "u-1", "u-2", "u-3"]);
+}
+
+/// The forwarder waits for the first writer, and dies; the log comes and is renamed meanwhile.
+#[test]
+fn log_that_came_and_was_renamed_while_it_was_waited_for_is_forwarded() {
+    let (folder, taker) = (Folder::new("waited"), Taker::default());
+    folder.append("audit.jsonl.9", applied(9));
+    let cancel = Cancel::new();
+    let clock = crate::fake::AlarmClock::new(ManualClock::new(), {
+        let cancel = cancel.clone();
+        move || cancel.cancel()
+    });
+    let mut waiting = forwarder(&folder.log(), &taker).clock(clock).follow(true);
+    assert_eq!(waiting.run(&cancel).unwrap().delivered, 0);
+    folder.append("audit.jsonl", applied(1));
+    rotate(&folder, applied(2));
+    assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 2);
+    assert_eq!(taker.ids(), ids(1..=2));
+}
+
+/// The same length, the same first line, and other lines where it was read already.
+#[test]
+fn log_whose_lines_were_changed_is_refused() {
+    let (folder, taker) = (Folder::new("changed"), Taker::default());
+    folder.append("audit.jsonl", [1, 2, 3].map(applied).concat());
+    let _ = run(&folder.log(), &taker).unwrap();
+    let before = folder.read("audit.jsonl.cursor");
+    for other in [[1, 3, 4, 5].as_slice(), &[1, 2, 7, 8]] {
+        let text: String = other.iter().copied().map(applied).collect();
+        std::fs::write(folder.log(), text).unwrap();
+        let error = run(&folder.log(), &taker).unwrap_err();
+        assert!(error.to_string().contains("lines were changed"), "{error}");
+        assert_eq!(folder.read("audit.jsonl.cursor"), before);
+    }
+    assert_eq!(taker.ids(), ids(1..=3));
+}
+
+/// Cut and written again beyond where it was read, while the forwarder follows.
+#[test]
+fn log_cut_and_grown_again_is_noticed_by_a_follower() {
+    let (folder, taker) = (Folder::new("regrown"), Taker::default());
+    folder.append("audit.jsonl", applied(1));
+    let (log, mut ends) = (folder.log(), 0);
+    let mut following = forwarder(&folder.log(), &taker)
+        .follow(true)
+        .on_progress(move |_| {
+            ends += 1;
+            if ends == 1 {
+                let text: String = (2..=5).map(applied).collect();
+                std::fs::write(&log, text).unwrap();
+            }
+        });
+    let error = following.run(&Cancel::new()).unwrap_err();
+    assert!(error.to_string().contains("truncated"), "{error}");
+    assert_eq!(taker.ids(), ids([1]));
+}
+
+/// Before its outcome: what is delivered until then would be kept in the cursor.
+#[test]
+fn log_with_an_intent_without_values_is_refused_before_anything_moves() {
+    let (folder, taker) = (Folder::new("bare"), Taker::default());
+    let mut bare = record(1, "intent", "pending");
+    bare.as_object_mut().unwrap().remove("attributes");
+    folder.append("audit.jsonl", line(&bare) + &without_values(1));
+    let error = run(&folder.log(), &taker).unwrap_err();
+    assert!(error.to_string().contains("remove the cursor"), "{error}");
+    assert!(!folder.path("audit.jsonl.cursor").exists());
+    // As it says.
+    rotate(&folder, applied(2));
+    assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 1);
+    assert_eq!(taker.ids(), ids([2]));
 }
 
 /// Four threads update while the file is rotated again and again and a forwarder follows.

@@ -119,6 +119,18 @@ fn program_wrong_usage_is_status_2_and_nothing_moves() {
         (&["none.jsonl", "--stdout"], "no audit log"),
         (&["absent.jsonl", "--stdout"], "absent.jsonl"),
         (&["bare.jsonl", "--stdout"], "--audit-values"),
+        (
+            &["audit.jsonl", "--stdout", "--metrics", "audit.jsonl"],
+            "the audit file and --metrics are the same file",
+        ),
+        (
+            &["audit.jsonl", "--stdout", "--metrics", "audit.jsonl.dead"],
+            "--dead-letters and --metrics",
+        ),
+        (
+            &["audit.jsonl", "--stdout", "--cursor", "./audit.jsonl"],
+            "the audit file and --cursor",
+        ),
     ] {
         let words = [&["forward"], words].concat();
         let output = program(&folder, &words).output().unwrap();
@@ -148,6 +160,10 @@ fn program_orphans_and_dead_letters_are_status_1() {
         "{err}"
     );
     assert!(err.contains("pending 1"), "{err}");
+    let words = ["forward", "audit.jsonl", "--stdout", "--metrics", "m"];
+    assert_eq!(code(&program(&folder, &words).output().unwrap()), 1);
+    let metrics = folder.read("m");
+    assert!(metrics.contains("genesys_attributes_forward_orphans 1\n"));
     let receiver = Server::start(|_| Resp::empty(410));
     folder.append("audit.jsonl", applied(2));
     let url = receiver.url();
@@ -203,18 +219,53 @@ fn program_follow_ends_cleanly_on_sigterm() {
     assert_eq!(text(&output.stdout), "");
 }
 
-/// Kills of `batch` and of `forward` at all kinds of moments, with a receiver that fails in a
-/// third of the cases: every write that the server applied arrives, nothing else does, and in
-/// order for each conversation.
+/// What was there is not delivered: that is no success.
 #[test]
+#[cfg(unix)]
+fn program_stopped_without_follow_says_so() {
+    let folder = Folder::new("p-stop");
+    folder.append("audit.jsonl", applied(1));
+    for (name, status) in [("-TERM", 143), ("-INT", 130)] {
+        let tried = Gate::new();
+        let open = tried.clone();
+        let receiver = Server::start(move |_| {
+            open.open();
+            Resp::empty(503)
+        });
+        let url = receiver.url();
+        let mut command = program(
+            &folder,
+            &["forward", "audit.jsonl", "--url", &url, "--metrics", "m"],
+        );
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        tried.wait();
+        let id = child.id().to_string();
+        let kill = Command::new("kill").args([name, &id]).status();
+        assert!(kill.unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        let err = text(&output.stderr);
+        assert_eq!(code(&output), status, "{err}");
+        assert!(err.contains("delivered 0,"), "{err}");
+        assert!(!folder.read("m").is_empty());
+    }
+}
+
+/// Kills of `batch`, which is started again at once, and of `forward --follow`, at all kinds of
+/// moments, while the log is rotated and the receiver fails in a third of the cases: every write
+/// that the server applied arrives, nothing else does, and in order for each conversation.
+///
+/// Each line sets a key of its own, so that a write can be found in place whatever came after it.
+#[test]
+#[cfg(unix)]
 fn program_kills_of_writer_and_forwarder_lose_nothing() {
     const CONVERSATIONS: u64 = 6;
-    const LINES: u64 = 120;
-    const KILLS: usize = 4;
+    const LINES: u64 = 300;
+    const KILLS: usize = 10;
     let (folder, store) = (Folder::new("p-kills"), Store::default());
     let (limit, gate): (Arc<AtomicUsize>, Arc<Mutex<Gate>>) = Default::default();
     limit.store(usize::MAX, Ordering::SeqCst);
-    let (count, most, opened) = (AtomicUsize::new(0), limit.clone(), gate.clone());
+    let (count, most, opened) = (Arc::new(AtomicUsize::new(0)), limit.clone(), gate.clone());
+    let requests = count.clone();
     let platform = store.serve(move |req, _| {
         let n = count.fetch_add(1, Ordering::SeqCst);
         if req.path != "/oauth/token" && n >= most.load(Ordering::SeqCst) {
@@ -246,7 +297,8 @@ fn program_kills_of_writer_and_forwarder_lose_nothing() {
     let input: String = (0..LINES)
         .map(|n| {
             let id = format!("c-{}", n % CONVERSATIONS);
-            line(&json!({ "conversationId": id, "attributes": { "n": n / CONVERSATIONS } }))
+            let key = format!("k{:03}", n / CONVERSATIONS);
+            line(&json!({ "conversationId": id, "attributes": { key: n } }))
         })
         .collect();
     folder.append("in", input);
@@ -273,43 +325,68 @@ fn program_kills_of_writer_and_forwarder_lose_nothing() {
         "0",
     ];
     let url = receiver.url();
-    let forward = ["forward", "audit.jsonl", "--url", &url, "--settle"];
+    let forward = [
+        "forward",
+        "audit.jsonl",
+        "--url",
+        &url,
+        "--settle",
+        "--rate",
+        "0",
+        "--follow",
+    ];
+    let mut forwarder = with_platform(&forward).spawn().unwrap();
     for kill in 0..KILLS {
         let next = Gate::new();
         *lock(&gate) = next.clone();
-        let mut child = with_platform(&batch).spawn().unwrap();
-        limit.store(10 + kill * 31, Ordering::SeqCst);
+        // Counted from here: the forwarder reads there as well.
+        limit.store(
+            requests.load(Ordering::SeqCst) + 12 + kill * 3,
+            Ordering::SeqCst,
+        );
+        let mut writer = with_platform(&batch).spawn().unwrap();
         next.wait();
-        child.kill().unwrap();
-        child.wait().unwrap();
-        // Killed somewhere on its way, and run again to its end.
+        writer.kill().unwrap();
+        writer.wait().unwrap();
+        if kill % 2 == 0 {
+            let to = folder.path(&format!("audit.jsonl-{kill:02}"));
+            std::fs::rename(folder.log(), to).unwrap();
+        }
+        // The forwarder dies somewhere on its way, and may be waiting for the age of an orphan.
         let before = lock(&arrived).len();
-        let mut child = with_platform(&forward).spawn().unwrap();
-        while lock(&arrived).len() < before + 3 && child.try_wait().unwrap().is_none() {
+        let begun = std::time::Instant::now();
+        while lock(&arrived).len() < before + 2 + kill && begun.elapsed() < crate::fake::ms(200) {
             std::thread::yield_now();
         }
-        let _ = child.kill();
-        child.wait().unwrap();
-        let status = with_platform(&forward).status().unwrap();
-        assert!(status.success(), "{status}");
+        forwarder.kill().unwrap();
+        forwarder.wait().unwrap();
+        forwarder = with_platform(&forward).spawn().unwrap();
     }
     limit.store(usize::MAX, Ordering::SeqCst);
     assert!(with_platform(&batch).status().unwrap().success());
-    assert!(with_platform(&forward).status().unwrap().success());
+    forwarder.kill().unwrap();
+    forwarder.wait().unwrap();
+    // To its end: the last batch left no orphan behind.
+    let status = with_platform(&forward[..7]).status().unwrap();
+    assert!(status.success(), "{status}");
 
     let arrived = lock(&arrived).clone();
+    let mut written = 0;
     for c in 0..CONVERSATIONS {
         let id = format!("c-{c}");
-        let written: Vec<Value> = store.with(&id, |c| {
-            c.writes.iter().map(|write| write["n"].clone()).collect()
+        let applied: Vec<Value> = store.with(&id, |c| {
+            let writes = c.writes.iter();
+            writes.map(|write| Value::Object(write.clone())).collect()
         });
+        written += applied.len();
         let mut ids = HashSet::new();
         let first: Vec<Value> = arrived
             .iter()
             .filter(|(_, payload)| payload["conversationId"] == id)
             .filter(|(event, _)| ids.insert(event.clone()))
-            .map(|(_, payload)| payload["updatedAttributes"]["n"].clone())
+            .map(|(_, payload)| payload["updatedAttributes"].clone())
             .collect();
-        assert_eq!(first, written, "{id}");
+        assert_eq!(first, applied, "{id}");
     }
+    assert!(written as u64 >= LINES);
 }

@@ -1,7 +1,12 @@
 //! Writes whose process died before their outcome was recorded.
 
 use genesys_attributes::audit::AuditFile;
-use genesys_attributes::{Cancel, Client, ManualClock, Update};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use genesys_attributes::forward::Forwarder;
+use genesys_attributes::{
+    Cancel, Client, ManualClock, Request, Response, Transport, TransportError, Update,
+};
 use serde_json::Value;
 
 use super::*;
@@ -21,6 +26,8 @@ fn crashed(folder: &Folder, memory: &Memory, updates: &[Update]) {
         .take(kept)
         .map(|line| format!("{line}\n"))
         .collect();
+    // Another client that begins at the same time has the same ids.
+    let text = text.replace("\"id\":\"", "\"id\":\"lost-");
     std::fs::write(folder.log(), text).unwrap();
 }
 
@@ -32,7 +39,9 @@ fn logging(folder: &Folder, memory: &Memory) -> Client {
 
 fn settled(folder: &Folder, memory: &Memory, taker: &Taker) -> ForwardReport {
     let client = memory.builder().build().unwrap();
-    let mut forwarder = forwarder(&folder.log(), taker).settle(client);
+    let mut forwarder = forwarder(&folder.log(), taker)
+        .secure_values(true)
+        .settle(client);
     forwarder.run(&Cancel::new()).unwrap()
 }
 
@@ -150,6 +159,7 @@ fn settle_what_cannot_be_known_is_listed_with_the_reason() {
     memory.world(|world| world.auto_create = false);
     let mut bare = record(1, "intent", "pending");
     bare.as_object_mut().unwrap().remove("attributes");
+    bare["target"] = "secure".into();
     folder.append("audit.jsonl", line(&bare) + &intent(2));
     let report = settled(&folder, &memory, &taker);
     assert_eq!(
@@ -168,12 +178,12 @@ fn settle_what_cannot_be_known_is_listed_with_the_reason() {
 #[test]
 fn settle_leaves_writes_alone_while_a_writer_lives() {
     let (folder, taker, memory) = (Folder::new("alive"), Taker::default(), Memory::new());
+    let writer = AuditFile::open(folder.log()).unwrap();
     crashed(
         &folder,
         &memory,
         &[Update::conversation("c-1").set("tier", "gold")],
     );
-    let writer = AuditFile::open(folder.log()).unwrap();
     let report = settled(&folder, &memory, &taker);
     assert_eq!(
         (report.settled, report.pending, report.orphans.len()),
@@ -188,8 +198,8 @@ fn settle_leaves_writes_alone_while_a_writer_lives() {
 #[cfg(unix)]
 fn settle_sees_a_writer_of_a_rotated_file() {
     let (folder, taker, memory) = (Folder::new("moved"), Taker::default(), Memory::new());
-    folder.append("audit.jsonl", intent(1));
     let writer = AuditFile::open(folder.log()).unwrap();
+    folder.append("audit.jsonl", intent(1));
     std::fs::rename(folder.log(), folder.path("audit.jsonl.1")).unwrap();
     folder.append("audit.jsonl", applied(2));
     // The forwarder began with the old file.
@@ -222,4 +232,177 @@ fn settle_waits_until_an_intent_is_old_enough() {
     assert_eq!(forwarder.run(&Cancel::new()).unwrap().delivered, 1);
     let waited: std::time::Duration = clock.sleeps().iter().sum();
     assert_eq!(waited, std::time::Duration::from_secs(3));
+}
+
+fn gold() -> Update {
+    Update::conversation("c-1").set("tier", "gold")
+}
+
+/// Who began to write when nobody did says that the others have died: what they left is settled
+/// whoever writes now, and before what was written since.
+#[test]
+fn settle_after_a_new_writer_began_comes_before_its_events() {
+    let (folder, taker, memory) = (Folder::new("began"), Taker::default(), Memory::new());
+    crashed(&folder, &memory, &[gold()]);
+    let writer = logging(&folder, &memory);
+    let _ = writer
+        .update(&Update::conversation("c-1").set("n", 1))
+        .unwrap();
+    let listed = run(&folder.log(), &Taker::default()).unwrap();
+    assert_eq!((listed.orphans.len(), listed.delivered), (1, 1));
+    std::fs::remove_file(folder.path("audit.jsonl.cursor")).unwrap();
+    let report = settled(&folder, &memory, &taker);
+    assert_eq!(
+        (report.settled, report.delivered, report.pending),
+        (1, 2, 0)
+    );
+    let values: Vec<Value> = taker
+        .bodies()
+        .iter()
+        .map(|body| body["payload"]["updatedAttributes"].clone())
+        .collect();
+    assert_eq!(values, [json!({ "tier": "gold" }), json!({ "n": 1 })]);
+    // It has no version: that of the read may be somebody else's.
+    assert_eq!(taker.bodies()[0]["payload"]["version"], Value::Null);
+    // Its outcome in the log is not another event.
+    assert_eq!(settled(&folder, &memory, &taker).delivered, 0);
+    assert_eq!(taker.ids().len(), 2);
+}
+
+/// A forwarder that died between the outcome and its delivery finds the outcome.
+#[test]
+fn settle_interrupted_before_the_delivery_delivers_the_outcome_once() {
+    let (folder, taker, memory) = (Folder::new("cut"), Taker::default(), Memory::new());
+    crashed(&folder, &memory, &[gold()]);
+    let writer = logging(&folder, &memory);
+    let _ = writer
+        .update(&Update::conversation("c-1").set("n", 1))
+        .unwrap();
+    taker.script([Act::DieBefore]);
+    let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        settled(&folder, &memory, &taker)
+    }));
+    assert!(killed.is_err());
+    let report = settled(&folder, &memory, &taker);
+    assert_eq!((report.settled, report.delivered), (0, 2));
+    assert_eq!(taker.bodies()[0]["payload"]["settled"], true);
+    assert_eq!(taker.ids().len(), 2);
+}
+
+/// The same line ran again meanwhile, on the same version: the values are its own.
+#[test]
+fn settle_values_that_a_later_write_put_in_place_are_not_the_orphan_s() {
+    let (folder, taker, memory) = (Folder::new("again"), Taker::default(), Memory::new());
+    let client = memory.builder().build().unwrap();
+    let before = client
+        .update(&Update::conversation("c-1").set("tier", "none"))
+        .unwrap();
+    let mut lost = record(1, "intent", "pending");
+    lost["conversationId"] = "c-1".into();
+    lost["attributes"] = json!({ "tier": "gold" });
+    lost["previousVersion"] = before.version.clone().into();
+    folder.append("audit.jsonl", line(&lost));
+    let writer = logging(&folder, &memory);
+    let _ = writer.update(&gold()).unwrap();
+    let report = settled(&folder, &memory, &taker);
+    assert_eq!((report.settled, report.delivered), (1, 1));
+    assert_eq!(taker.bodies()[0]["payload"].get("settled"), None);
+    assert_eq!(last_record(&folder)["status"], "failed");
+}
+
+/// Two writes of the same values on top of one version: one of them is in place.
+#[test]
+fn settle_two_of_the_same_write_is_one_event() {
+    let (folder, taker, memory) = (Folder::new("twins"), Taker::default(), Memory::new());
+    crashed(&folder, &memory, &[gold()]);
+    let text = folder.read("audit.jsonl");
+    let mut twin: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    twin["id"] = "twin".into();
+    folder.append("audit.jsonl", line(&twin));
+    let report = settled(&folder, &memory, &taker);
+    assert_eq!(
+        (report.settled, report.delivered, report.pending),
+        (2, 1, 0)
+    );
+    // One that was found in place rules nothing out: it may be the other one's.
+    let (folder, taker) = (Folder::new("found"), Taker::default());
+    let mut found = twin.clone();
+    found["id"] = "found".into();
+    found["phase"] = "outcome".into();
+    found["status"] = "alreadyApplied".into();
+    folder.append("audit.jsonl", line(&twin) + &line(&found));
+    let report = settled(&folder, &memory, &taker);
+    assert_eq!((report.settled, report.delivered), (1, 2));
+}
+
+/// A few looks at what cannot be read are enough: what is written since does not wait for it.
+#[test]
+fn settle_of_what_is_out_of_reach_holds_nothing_up() {
+    #[derive(Clone)]
+    struct Counting(Arc<AtomicUsize>);
+    impl Transport for Counting {
+        fn send(&self, request: &Request) -> Result<Response, TransportError> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            match request.url().ends_with("/oauth/token") {
+                true => Ok(Response::new(200)
+                    .with_body(r#"{"access_token":"t","token_type":"bearer","expires_in":86400}"#)),
+                false => Ok(Response::new(503)),
+            }
+        }
+    }
+    struct Noting(Counting, Arc<AtomicUsize>, Cancel);
+    impl Sink for Noting {
+        fn hand_over(&mut self, _: &Envelope<'_>) -> Result<(), Undelivered> {
+            self.1
+                .store(self.0.0.load(Ordering::SeqCst), Ordering::SeqCst);
+            self.2.cancel();
+            Ok(())
+        }
+    }
+    let folder = Folder::new("reach");
+    let orphans: String = (1..=20).map(intent).collect();
+    folder.append("audit.jsonl", orphans);
+    let _writer = AuditFile::open(folder.log()).unwrap();
+    folder.append("audit.jsonl", applied(30));
+    let (requests, cancel) = (Counting(Arc::default()), Cancel::new());
+    let client = Memory::new()
+        .builder()
+        .transport(requests.clone())
+        .build()
+        .unwrap();
+    let at_delivery = Arc::new(AtomicUsize::new(0));
+    let sink = Noting(requests.clone(), at_delivery.clone(), cancel.clone());
+    let report = Forwarder::new(folder.log(), sink)
+        .clock(ManualClock::new())
+        .settle(client)
+        .follow(true)
+        .run(&cancel)
+        .unwrap();
+    assert_eq!(report.delivered, 1);
+    // One try each, and the login.
+    let tries = at_delivery.load(Ordering::SeqCst);
+    assert!((2..=5).contains(&tries), "{tries}");
+    // They are listed, also by a run that was cancelled.
+    assert_eq!(report.orphans.len(), 20);
+}
+
+/// The writer went on to a file that was renamed since, which holds none of what is pending.
+#[test]
+#[cfg(unix)]
+fn settle_sees_a_writer_of_a_file_in_the_middle() {
+    let (folder, taker, memory) = (Folder::new("middle"), Taker::default(), Memory::new());
+    folder.append("audit.jsonl", intent(1));
+    std::fs::rename(folder.log(), folder.path("audit.jsonl.2")).unwrap();
+    folder.append("audit.jsonl", applied(2));
+    let writer = std::fs::File::open(folder.log()).unwrap();
+    writer.lock_shared().unwrap();
+    std::fs::rename(folder.log(), folder.path("audit.jsonl.1")).unwrap();
+    folder.append("audit.jsonl", applied(3));
+    let mut began = forwarder(&folder.path("audit.jsonl.2"), &Taker::default())
+        .cursor(folder.path("audit.jsonl.cursor"));
+    let _ = began.run(&Cancel::new()).unwrap();
+    let report = settled(&folder, &memory, &taker);
+    assert_eq!((report.settled, report.orphans.len()), (0, 0));
+    drop(writer);
+    assert_eq!(settled(&folder, &memory, &taker).settled, 1);
 }

@@ -1,6 +1,7 @@
 //! The webhook: header fields, signatures, statuses, addresses.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use genesys_attributes::forward::Forwarder;
@@ -12,6 +13,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::memory::Memory;
+use crate::server::{Resp, Server};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const OTHER: &str = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -223,6 +225,35 @@ fn webhook_answers_by_status() {
     }
 }
 
+/// A page of a gateway, larger than what is read of an answer.
+#[test]
+fn webhook_refusal_with_a_large_body_shows_its_beginning() {
+    let folder = Folder::new("large");
+    folder.append("audit.jsonl", applied(1));
+    let receiver = Server::start(|_| Resp::json(404, format!("<html>{}", "y".repeat(90_000))));
+    let webhook = Webhook::new(receiver.url()).unwrap();
+    let report = Forwarder::new(folder.log(), webhook).run(&Cancel::new());
+    assert_eq!(report.unwrap().dead, 1);
+    let letter: Value = serde_json::from_str(&folder.read("audit.jsonl.dead")).unwrap();
+    let body = letter["body"].as_str().unwrap();
+    assert!(body.starts_with("<html>y") && body.len() == 200, "{body}");
+}
+
+/// It would fail again, and hold up what comes after.
+#[test]
+fn webhook_id_that_is_no_header_field_goes_to_the_dead_letters() {
+    for id in ["a\nb", "a b", "\u{e9}", ""] {
+        let (folder, receiver) = (Folder::new("id"), Receiver::default());
+        let mut odd = record(1, "outcome", "applied");
+        odd["id"] = id.into();
+        folder.append("audit.jsonl", line(&odd) + &applied(2));
+        let report = Forwarder::new(folder.log(), receiver.webhook()).run(&Cancel::new());
+        let report = report.unwrap();
+        assert_eq!((report.delivered, report.dead), (1, 1), "{id:?}");
+        assert!(folder.read("audit.jsonl.dead").contains("webhook-id"));
+    }
+}
+
 #[test]
 fn webhook_retry_after_is_waited_out() {
     for (status, text, seconds) in [(429, "7", 7), (503, "Thu, 01 Jan 2026 00:10:00 GMT", 600)] {
@@ -231,8 +262,16 @@ fn webhook_retry_after_is_waited_out() {
         receiver.answer(Response::new(status).with_header("Retry-After", text));
         let clock = ManualClock::new();
         let webhook = receiver.webhook().clock(clock.clone());
-        let mut forwarder = Forwarder::new(folder.log(), webhook).clock(clock.clone());
+        let told = Arc::new(AtomicU64::new(0));
+        let count = told.clone();
+        let mut forwarder = Forwarder::new(folder.log(), webhook)
+            .clock(clock.clone())
+            .on_progress(move |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
         assert_eq!(forwarder.run(&Cancel::new()).unwrap().delivered, 1);
+        // Whoever watches the lag hears of it meanwhile.
+        assert!(told.load(Ordering::Relaxed) >= seconds / 5);
         let waited: Duration = clock.sleeps().iter().sum();
         assert!(waited >= Duration::from_secs(seconds), "{waited:?}");
         assert!(waited <= Duration::from_secs(seconds + 1), "{waited:?}");
