@@ -569,6 +569,7 @@ impl Run<'_> {
         for pending in &mut self.pending {
             pending.superseded |= settle::rules_out(&record, &pending.record);
         }
+        self.decided(&record);
         self.forget(&record.id);
         Ok(())
     }

@@ -46,7 +46,7 @@ impl Run<'_> {
         match self.log.unwritten(|log| log.next())? {
             None => {}
             Some(Found::End) => self.orphan_all(false),
-            // First things first.
+            // What was written meanwhile is handled before.
             Some(found) => self.peeked = Some(found),
         }
         Ok(())
@@ -104,7 +104,7 @@ impl Run<'_> {
             self.settle_one(&client, intent)?;
             // The platform is out of reach, perhaps: nothing is to wait for that.
             let is_slow = self.of.clock.now().saturating_duration_since(begun) >= SLOW;
-            let more = self.unknown.len() - before;
+            let more = self.unknown.len().saturating_sub(before);
             if more > 0 && is_slow || self.unknown.len() > unknown + 3 {
                 break;
             }
@@ -211,9 +211,19 @@ impl Run<'_> {
                     && outcome.removed_keys == pending.record.removed_keys;
             }
         }
+        self.decided(outcome);
         self.forget(&outcome.id);
         self.moved = true;
         Ok(())
+    }
+
+    /// What was not known while another write on the same version was in flight can be found out
+    /// now.
+    pub(super) fn decided(&mut self, outcome: &AuditRecord<'_>) {
+        let rivals = self.pending.iter().map(|one| &one.record);
+        for rival in rivals.filter(|record| on_one_version(outcome, record)) {
+            self.unknown.retain(|(id, _)| *id != rival.id);
+        }
     }
 
     fn is_superseded(&self, id: &str) -> bool {
@@ -239,7 +249,7 @@ fn verdict(client: &Client, intent: &AuditRecord<'_>, cancel: &Cancel) -> Result
     };
     let now = match client.read_once(&target, cancel) {
         Ok(now) => now,
-        // Nobody else's orphan would fare better.
+        // The others could not be read, either.
         Err(error)
             if matches!(
                 error.kind(),
