@@ -39,6 +39,7 @@ use crate::ureq_transport::{ProxyChoice, TransportOptions, UreqTransport};
 ///     .header("X-Tenant", "north")?;
 /// # Ok::<(), genesys_attributes::Error>(())
 /// ```
+#[must_use = "a webhook does nothing until an event is delivered to it"]
 pub struct Webhook {
     url: String,
     keys: Vec<hmac::Key>,

@@ -113,6 +113,7 @@ impl AuditFile {
 
     /// Hands each record over to the disk before the update goes on, so that it survives a power
     /// loss. It costs the time of two syncs an update.
+    #[must_use = "it gives the file back"]
     pub fn sync(mut self, each_record: bool) -> AuditFile {
         self.sync = each_record;
         self

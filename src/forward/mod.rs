@@ -251,6 +251,7 @@ pub struct Orphan {
 /// let report = forwarding.join();
 /// # Ok::<(), genesys_attributes::Error>(())
 /// ```
+#[must_use = "a forwarder does nothing until it is run"]
 pub struct Forwarder {
     log: PathBuf,
     cursor: PathBuf,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use genesys_attributes::audit::{
     AuditFile, AuditMode, AuditPhase, AuditRecord, JsonLines, LogSink,
 };
-use genesys_attributes::batch::StopReason;
+use genesys_attributes::batch::{Notice, StopReason};
 use genesys_attributes::clock::{ManualClock, SystemClock};
 use genesys_attributes::error::Sent;
 use genesys_attributes::http::{Method, Request, Response, TransportError};
@@ -52,6 +53,66 @@ fn answer(request: &Request) -> Result<Response, TransportError> {
         }),
     };
     Ok(Response::new(200).with_body(body.to_string()))
+}
+
+/// What a batch tells when nothing answers.
+fn notices() -> Vec<Notice> {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let heard = told.clone();
+    let client = Client::builder(
+        Region::parse("eu-west-1").unwrap(),
+        Credentials::new("id", SECRET),
+    )
+    .transport(|_: &Request| {
+        let refused = Error::new(ErrorKind::Connect, "refused");
+        Err(TransportError::new(refused, Sent::No))
+    })
+    .clock(ManualClock::new())
+    .build()
+    .unwrap();
+    let update = Update::conversation("c-1").set("k", VALUE);
+    Batch::new(&client)
+        .max_outage(Duration::from_secs(30))
+        .on_notice(move |notice| heard.lock().unwrap().push(notice.clone()))
+        .run([update], |_| ControlFlow::Continue(()));
+    let told = told.lock().unwrap().clone();
+    assert!(told.len() > 1, "{told:?}");
+    told
+}
+
+/// An envelope as a sink gets it, and the report of a run that met an orphan.
+#[cfg(feature = "forward")]
+fn forwarded() -> (String, genesys_attributes::forward::ForwardReport) {
+    use genesys_attributes::forward::{Envelope, Forwarder, Sink, Undelivered};
+
+    struct Shown(Arc<Mutex<String>>);
+    impl Sink for Shown {
+        fn hand_over(&mut self, envelope: &Envelope<'_>) -> Result<(), Undelivered> {
+            *self.0.lock().unwrap() = format!("{envelope:?}");
+            Ok(())
+        }
+    }
+    let folder = std::env::temp_dir().join(format!("ga-debug-log-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    let log = folder.join("audit.jsonl");
+    let record = |id: &str, phase: &str, status: &str| {
+        json!({
+            "id": id, "phase": phase, "timestamp": "2026-01-01T00:00:00.000Z", "conversationId": "c-1",
+            "target": "participant", "resourceId": "p-1", "status": status, "updatedKeys": ["k"],
+            "attributes": { "k": VALUE }, "attempts": 1, "requests": 1, "latencyMs": 1,
+        })
+    };
+    let lines = [
+        record("1", "intent", "pending"),
+        record("1", "outcome", "applied"),
+        record("2", "intent", "pending"),
+    ];
+    std::fs::write(&log, lines.map(|line| format!("{line}\n")).concat()).unwrap();
+    let shown = Arc::default();
+    let report = Forwarder::new(&log, Shown(Arc::clone(&shown))).run(&Cancel::new());
+    std::fs::remove_dir_all(&folder).unwrap();
+    (shown.lock().unwrap().clone(), report.unwrap())
 }
 
 /// The names of the public structs and enums below `folder`.
@@ -199,15 +260,9 @@ fn debug_of_every_public_type_holds_no_value() {
     check("AuditMode", &AuditMode::Strict);
     check("EndedPolicy", &EndedPolicy::Warn);
     check("StopReason", &StopReason::Auth);
-    // Lines, durations and an `Error`, nothing of an update.
-    check(
-        "Notice",
-        &(
-            1_u64,
-            Duration::ZERO,
-            Error::new(ErrorKind::Connect, "refused"),
-        ),
-    );
+    for notice in notices() {
+        check("Notice", &notice);
+    }
     let log = std::env::temp_dir().join(format!("ga-debug-{}", std::process::id()));
     check("AuditFile", &AuditFile::open(&log).unwrap());
     std::fs::remove_file(&log).unwrap();
@@ -224,10 +279,14 @@ fn debug_of_every_public_type_holds_no_value() {
         check("Undelivered", &Undelivered::Later { error, answer });
         let webhook = Webhook::new("https://example.com").unwrap();
         check("Webhook", &webhook.header("X-Key", SECRET).unwrap());
-        // Ids, counts and times, made only by the library; an envelope shows the size of its body.
-        for name in ["Envelope", "ForwardReport", "Orphan"] {
-            check(name, &"ids, counts and times");
-        }
+        let (envelope, report) = forwarded();
+        assert!(
+            !envelope.contains(VALUE) && !report.orphans.is_empty(),
+            "{envelope}"
+        );
+        check("Envelope", &envelope);
+        check("Orphan", &report.orphans[0]);
+        check("ForwardReport", &report);
     }
     #[cfg(not(feature = "forward"))]
     for name in [

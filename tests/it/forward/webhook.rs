@@ -300,7 +300,7 @@ fn webhook_settings_that_are_wrong_are_named() {
         "http://localhost/",
         "https://crm.example/x?y=z",
     ] {
-        Webhook::new(url).unwrap();
+        assert!(Webhook::new(url).is_ok(), "{url}");
     }
     for secret in [
         "",
