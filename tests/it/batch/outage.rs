@@ -318,14 +318,12 @@ fn batch_login_throttled_for_longer_than_a_deadline_is_waited_out() {
         let batch = platform.batch(&client).workers(workers);
         let (report, outcomes) = collected(batch, lines(20));
         assert_eq!((report.applied, report.stopped), (20, None), "{outcomes:?}");
-        let story = platform.story();
-        assert!(
-            !story
-                .iter()
-                .any(|line| line.starts_with("the platform cannot")),
-            "{story:?}"
-        );
         assert!(platform.seconds() >= 300, "{}", platform.seconds());
+        // Each of several workers moves the one clock on by its own wait, so that a line may see
+        // time pass in which it did not wait: only one worker shows what counts as an outage.
+        let story = platform.story();
+        let outage = |line: &String| line.starts_with("the platform cannot");
+        assert!(workers > 1 || !story.iter().any(outage), "{story:?}");
     }
 }
 
