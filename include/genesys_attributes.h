@@ -203,8 +203,8 @@ void gca_cancel_free(gca_cancel *cancel);
 
 /* Sends the library's log records to log: once for the process; GCA_CONFIG the second time. Without it nothing is
  * logged. Levels: 1 error, 2 warning, 3 info, 4 debug (each request's method, URL and status), 5 trace; max_level is the
- * highest that is sent, 0 for none. Secrets, tokens and attribute values are in none of them. What the log callback makes
- * the library log is dropped. */
+ * highest that is sent, 0 for none. Secrets and tokens are in none of them, nor are attribute values, but for what the
+ * platform's own text quotes in part or in another encoding. What the log callback makes the library log is dropped. */
 int gca_set_logger(void (*log)(void *userdata, int level, const char *target, const char *message), void *userdata,
                    int max_level);
 

@@ -58,10 +58,11 @@
 //! # Secrets and logging
 //!
 //! The crate logs through [`log`]: each request's method, URL and status at `debug`, what is worth
-//! a look at `warn`. Secrets, tokens and attribute values are in none of its log lines, errors and
-//! `Debug` outputs. ureq writes its own records under the target `ureq`; at its `trace` level they
-//! hold whole requests, the token included: filter that target in a logger of yours, as the program
-//! of this crate does.
+//! a look at `warn`. Secrets and tokens are in none of its log lines, errors and `Debug` outputs, nor
+//! are attribute values, but for what the platform's own text quotes in part or in another encoding,
+//! and for [`audit::LogSink`] when you ask for `audit_values`. ureq writes its own records under the
+//! target `ureq`; at its `trace` level they hold whole requests, the token included: filter that
+//! target in a logger of yours, as the program of this crate does.
 //!
 //! # Features
 //!

@@ -232,8 +232,8 @@ impl BulkLookUp {
             (Some(true), _) => format!("permitted ({BULK_PERMISSION})"),
             (_, Some(error)) => format!("unknown: {error}"),
             _ => format!(
-                "not permitted: a participant by purpose takes 2 requests instead of 1; grant \
-                 {BULK_PERMISSION} to the OAuth client"
+                "not permitted: in a batch, `customer` and `external` take 2 requests instead of 1; \
+                 grant {BULK_PERMISSION} to the OAuth client"
             ),
         }
     }
@@ -286,7 +286,7 @@ pub(crate) fn validate(options: &Options, input: &Input) -> Run {
     let (valid, refused) = refusals(lines, schema.as_ref(), |_| true)?;
     if options.json {
         let summary = serde_json::json!({ "valid": valid, "refused": refused });
-        screen::json(&summary.to_string());
+        screen::json_summary(&summary);
     } else {
         screen::note(&format!(
             "{valid} lines are valid, {refused} would be refused"

@@ -33,9 +33,7 @@ impl End<'_> {
             if !retried && failed_earlier > 0 {
                 summary["failedEarlier"] = failed_earlier.into();
             }
-            if !options.quiet {
-                screen::json(&summary.to_string());
-            }
+            screen::json_summary(&summary);
             return;
         }
         let watched = screen::style() != Style::None;

@@ -99,7 +99,15 @@ pub(crate) fn run(all: &Options, options: &Forward) -> Run {
         }
         tell(all, report);
     }
-    let report = ended?;
+    let report = ended.map_err(|error| match error.kind() {
+        // A file that cannot be read or written; or standard output, since a receiver that cannot
+        // be reached is tried again.
+        ErrorKind::Audit | ErrorKind::Transport => Failure {
+            exit: Exit::Usage,
+            ..error.into()
+        },
+        _ => error.into(),
+    })?;
     metrics.map_err(|e| setting("--metrics", format!("cannot be written: {e}")))?;
     Ok(match signals.caught() {
         // What was there is not all delivered, perhaps.
@@ -147,6 +155,10 @@ fn setting(name: &str, problem: String) -> Error {
 fn tell(options: &Options, report: &ForwardReport) {
     let mut err = io::stderr().lock();
     if options.json {
+        // An orphan is told also where only errors are.
+        if options.quiet && report.orphans.is_empty() {
+            return;
+        }
         let _ = writeln!(err, "{}", serde_json::to_string(report).unwrap_or_default());
         return;
     }

@@ -420,7 +420,8 @@ pub(crate) const EXITS: &[(&str, &str)] = &[
     ),
     (
         "3",
-        "batch stopped early: --stop-after, credentials or login refused, or nothing permitted",
+        "batch stopped early: --stop-after, credentials or login refused, nothing permitted, or \
+         the endpoint is not offered",
     ),
     ("4", "batch stopped early: standard output was closed"),
     (

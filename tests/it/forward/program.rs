@@ -147,6 +147,53 @@ fn program_wrong_usage_is_status_2_and_nothing_moves() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn program_that_cannot_write_is_status_2() {
+    let folder = Folder::new("p-full");
+    folder.append("audit.jsonl", applied(1));
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let mut command = program(&folder, &["forward", "audit.jsonl", "--stdout"]);
+    let output = command.stdout(full.unwrap()).output().unwrap();
+    let err = text(&output.stderr);
+    assert_eq!(code(&output), 2, "{err}");
+    assert!(err.contains("the events cannot be written"), "{err}");
+    let words = ["audit.jsonl", "--stdout", "--cursor", "absent/cursor"];
+    let output = program(&folder, &[&["forward"], &words[..]].concat()).output();
+    let output = output.unwrap();
+    let err = text(&output.stderr);
+    assert_eq!(code(&output), 2, "{err}");
+    assert!(err.contains("absent/cursor"), "{err}");
+}
+
+#[test]
+fn program_quiet_leaves_no_summary_but_orphans() {
+    let folder = Folder::new("p-quiet");
+    folder.append("audit.jsonl", applied(1));
+    folder.append(
+        "lines",
+        "{\"conversationId\":\"c-1\",\"attributes\":{\"a\":1}}\n",
+    );
+    for words in [
+        &["forward", "audit.jsonl", "--stdout"][..],
+        &["validate", "lines"],
+        &["batch", "lines", "--dry-run"],
+    ] {
+        for json in [&["-q"][..], &["-q", "--json"]] {
+            let output = program(&folder, &[words, json].concat()).output().unwrap();
+            assert_eq!(text(&output.stderr), "", "{words:?} {json:?}");
+            assert_eq!(code(&output), 0, "{words:?} {json:?}");
+        }
+    }
+    folder.append("audit.jsonl", intent(2));
+    for json in [&["-q"][..], &["-q", "--json"]] {
+        let words = [&["forward", "audit.jsonl", "--stdout"], json].concat();
+        let output = program(&folder, &words).output().unwrap();
+        let err = text(&output.stderr);
+        assert!(err.contains("u-2") && err.lines().count() == 1, "{err}");
+    }
+}
+
+#[test]
 fn program_orphans_and_dead_letters_are_status_1() {
     let folder = Folder::new("p-orphan");
     folder.append("audit.jsonl", [applied(1), intent(2)].concat());
