@@ -286,7 +286,7 @@ pub(crate) fn validate(options: &Options, input: &Input) -> Run {
     let (valid, refused) = refusals(lines, schema.as_ref(), |_| true)?;
     if options.json {
         let summary = serde_json::json!({ "valid": valid, "refused": refused });
-        screen::json_summary(&summary);
+        screen::summary(&summary.to_string());
     } else {
         screen::note(&format!(
             "{valid} lines are valid, {refused} would be refused"

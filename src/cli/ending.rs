@@ -33,11 +33,11 @@ impl End<'_> {
             if !retried && failed_earlier > 0 {
                 summary["failedEarlier"] = failed_earlier.into();
             }
-            screen::json_summary(&summary);
+            screen::summary(&summary.to_string());
             return;
         }
         let watched = screen::style() != Style::None;
-        screen::block(&summary::text(report, failures, watched));
+        screen::summary(&summary::text(report, failures, watched));
         if lost > 0 {
             screen::error(&match options.client.audit_strict {
                 true => format!(

@@ -24,7 +24,7 @@ pub(crate) fn rehearse(options: &Options, batch: &Batch) -> Run {
     let (valid, refused) = refusals(lines, schema(&options.client)?.as_ref(), wanted)?;
     if options.json {
         let summary = serde_json::json!({ "wouldBeSent": valid, "refused": refused });
-        screen::json_summary(&summary);
+        screen::summary(&summary.to_string());
     } else {
         screen::note(&format!(
             "{valid} updates would be sent, {refused} lines would be refused; nothing was sent \
@@ -102,7 +102,7 @@ fn show_diffs(
     if as_json {
         let summary =
             serde_json::json!({ "wouldChange": change, "unchanged": same, "failed": failed });
-        screen::json_summary(&summary);
+        screen::summary(&summary.to_string());
     } else {
         screen::note(&format!(
             "{change} lines would change something, {same} nothing, {failed} failed; nothing was \

@@ -123,16 +123,8 @@ pub(crate) fn json(text: &str) {
     screen().put(text);
 }
 
-/// What a command did, as one line of JSON: the counterpart of [`block`].
-pub(crate) fn json_summary(summary: &serde_json::Value) {
-    let mut screen = screen();
-    if !screen.quiet {
-        screen.put(&summary.to_string());
-    }
-}
-
-/// Text of several lines that ends a command.
-pub(crate) fn block(text: &str) {
+/// What a command did, in words or as JSON.
+pub(crate) fn summary(text: &str) {
     let mut screen = screen();
     if !screen.quiet {
         screen.put(text.trim_end_matches('\n'));
