@@ -209,23 +209,46 @@ fn what_is_no_results_file_is_left_as_it_is() {
     assert_eq!(server.requests(), 0);
 }
 
+/// Counts the requests of a server, but for logins, and tells when so many more have arrived.
+#[derive(Clone, Default)]
+struct Counter {
+    requests: Arc<AtomicUsize>,
+    /// The request that is waited for, by its number from 1 on; 0 for none.
+    number: Arc<AtomicUsize>,
+    arrived: Arc<std::sync::Mutex<Gate>>,
+}
+
+impl Counter {
+    fn serve(&self, store: &Store) -> Server {
+        let counter = self.clone();
+        store.serve(move |req, _| {
+            if req.path != "/oauth/token"
+                && counter.requests.fetch_add(1, Ordering::SeqCst) + 1
+                    == counter.number.load(Ordering::SeqCst)
+            {
+                counter.arrived.lock().unwrap().open();
+            }
+            None
+        })
+    }
+
+    /// Opens when `more` requests have arrived.
+    fn after(&self, more: usize) -> Gate {
+        let next = Gate::new();
+        *self.arrived.lock().unwrap() = next.clone();
+        let so_far = self.requests.load(Ordering::SeqCst);
+        self.number.store(so_far + more, Ordering::SeqCst);
+        next
+    }
+}
+
 /// Thirty kills, each when so many more requests have arrived, and a resume after each: in the
 /// end the server holds exactly the right values, and every line has one success.
 #[test]
 fn kills_and_resumes_lose_nothing() {
     let store = Store::default();
-    let requests = Arc::new(AtomicUsize::new(0));
-    let limit = Arc::new(AtomicUsize::new(usize::MAX));
-    let reached: Arc<std::sync::Mutex<Gate>> = Arc::default();
-    let (count, most, gate) = (requests.clone(), limit.clone(), reached.clone());
-    let server = store.serve(move |req, _| {
-        if req.path != "/oauth/token"
-            && count.fetch_add(1, Ordering::SeqCst) + 1 == most.load(Ordering::SeqCst)
-        {
-            gate.lock().unwrap().open();
-        }
-        None
-    });
+    let counter = Counter::default();
+    let server = counter.serve(&store);
     let folder = Folder::new("kill");
     // More than the kills can let through, however late they come.
     let (conversations, rounds) = (40u64, 75u64);
@@ -235,19 +258,13 @@ fn kills_and_resumes_lose_nothing() {
     let input = folder.file("in", text);
     let file = folder.path("results");
     for kill in 0..30usize {
-        let next = Gate::new();
-        *reached.lock().unwrap() = next.clone();
         // Uneven steps, so that kills fall on all kinds of moments.
-        limit.store(
-            requests.load(Ordering::SeqCst) + 5 + kill * 7 % 43,
-            Ordering::SeqCst,
-        );
+        let next = counter.after(5 + kill * 7 % 43);
         let mut child = resume(&server, &input, &file).spawn().unwrap();
         next.wait();
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    limit.store(usize::MAX, Ordering::SeqCst);
     let ended = run(&mut resume(&server, &input, &file));
     assert_eq!(ended.code, 0, "{}", ended.err);
     let found = results(&file);
@@ -267,18 +284,8 @@ fn kills_and_resumes_lose_nothing() {
 #[test]
 fn four_shards_killed_and_resumed_apply_every_line_once() {
     let store = Store::default();
-    let requests = Arc::new(AtomicUsize::new(0));
-    let limit = Arc::new(AtomicUsize::new(usize::MAX));
-    let reached: Arc<std::sync::Mutex<Gate>> = Arc::default();
-    let (count, most, gate) = (requests.clone(), limit.clone(), reached.clone());
-    let server = store.serve(move |req, _| {
-        if req.path != "/oauth/token"
-            && count.fetch_add(1, Ordering::SeqCst) + 1 == most.load(Ordering::SeqCst)
-        {
-            gate.lock().unwrap().open();
-        }
-        None
-    });
+    let counter = Counter::default();
+    let server = counter.serve(&store);
     let folder = Folder::new("shards");
     let (conversations, rounds) = (40u64, 40u64);
     let text: String = (0..conversations * rounds)
@@ -292,12 +299,7 @@ fn four_shards_killed_and_resumed_apply_every_line_once() {
         command
     };
     for kill in 0..6usize {
-        let next = Gate::new();
-        *reached.lock().unwrap() = next.clone();
-        limit.store(
-            requests.load(Ordering::SeqCst) + 20 + kill * 17 % 43,
-            Ordering::SeqCst,
-        );
+        let next = counter.after(20 + kill * 17 % 43);
         let mut running: Vec<_> = (0..4).map(|n| shard(n).spawn().unwrap()).collect();
         next.wait();
         // Each time another one is killed first.
@@ -307,7 +309,6 @@ fn four_shards_killed_and_resumed_apply_every_line_once() {
             child.wait().unwrap();
         }
     }
-    limit.store(usize::MAX, Ordering::SeqCst);
     let running: Vec<_> = (0..4)
         .map(|n| shard(n).stderr(Stdio::piped()).spawn().unwrap())
         .collect();
