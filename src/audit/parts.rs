@@ -73,9 +73,7 @@ impl Part {
             file,
         })
     }
-}
 
-impl Part {
     /// When it was written last.
     #[cfg(feature = "forward")]
     pub(crate) fn ended(&self) -> io::Result<Option<SystemTime>> {
