@@ -401,6 +401,17 @@ fn results(path: &Path) -> std::collections::BTreeMap<u64, Vec<Value>> {
     found
 }
 
+/// Holds the answer of a request: the first gate tells that it is here, the second lets it go on.
+fn held() -> (Gate, Gate, impl Fn() + Send + Sync + 'static) {
+    let (gate, arrived) = (Gate::new(), Gate::new());
+    let (held, here) = (gate.clone(), arrived.clone());
+    let hold = move || {
+        here.open();
+        held.wait();
+    };
+    (arrived, gate, hold)
+}
+
 fn resume(server: &Server, input: &Path, file: &Path) -> Command {
     let mut command = program(server);
     command

@@ -452,12 +452,10 @@ fn results_of_another_shard_are_refused() {
 #[test]
 fn status_counts_without_the_lock_while_a_batch_runs() {
     let store = Store::default();
-    let (gate, arrived) = (Gate::new(), Gate::new());
-    let (held, here) = (gate.clone(), arrived.clone());
+    let (arrived, gate, hold) = held();
     let server = store.serve(move |req, _| {
         if req.path.contains("held") {
-            here.open();
-            held.wait();
+            hold();
         }
         req.path.contains("gone").then(|| Resp::json(404, "{}"))
     });

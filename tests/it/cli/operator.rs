@@ -231,12 +231,10 @@ fn first_signal_lets_what_is_in_flight_end_and_the_second_stops_at_once() {
         ("-INT", 130, true),
     ] {
         let store = Store::default();
-        let (gate, arrived) = (Gate::new(), Gate::new());
-        let (held, here) = (gate.clone(), arrived.clone());
+        let (arrived, gate, hold) = held();
         let server = store.serve(move |req, _| {
             if req.method == "PATCH" && req.path.contains("c-5/") {
-                here.open();
-                held.wait();
+                hold();
             }
             None
         });

@@ -130,12 +130,10 @@ fn retrying_a_failed_line_does_not_leave_an_older_value() {
 #[test]
 fn a_results_file_is_used_by_one_process_at_a_time() {
     let store = Store::default();
-    let (gate, arrived) = (Gate::new(), Gate::new());
-    let (held, here) = (gate.clone(), arrived.clone());
+    let (arrived, gate, hold) = held();
     let server = store.serve(move |req, _| {
         if req.path.contains("held") {
-            here.open();
-            held.wait();
+            hold();
         }
         None
     });
