@@ -14,10 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use genesys_attributes::{
-    Batch, BatchReport, Client, Credentials, RateLimit, Region, Request, Response, TransportError,
-    Update,
-};
+use genesys_attributes::batch::BatchReport;
+use genesys_attributes::http::{Request, Response, TransportError};
+use genesys_attributes::{Batch, Client, Credentials, RateLimit, Region, Update};
 use server::{Resp, Server};
 
 const WORKERS: usize = 16;

@@ -9,9 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cpu_time::ProcessTime;
-use genesys_attributes::{
-    Client, Credentials, RateLimit, Region, Request, Response, TransportError, Update,
-};
+use genesys_attributes::http::{Request, Response, TransportError};
+use genesys_attributes::{Client, Credentials, RateLimit, Region, Update};
 
 const THREADS: usize = 16;
 const CROWD: usize = 512;

@@ -14,7 +14,7 @@ mod sides;
 use std::hint::black_box;
 use std::process::{Command, ExitCode};
 
-use genesys_attributes::JsonLines;
+use genesys_attributes::audit::JsonLines;
 use sides::{Bare, Result, builder, platform, update};
 
 const SHORT: u64 = 40;

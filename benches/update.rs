@@ -21,8 +21,8 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use cpu_time::ThreadTime;
-use genesys_attributes::JsonLines;
 use genesys_attributes::audit::AuditFile;
+use genesys_attributes::audit::JsonLines;
 use server::Server;
 use sides::{Bare, Result, builder, client, other_update, platform, update};
 

@@ -76,22 +76,21 @@
 //!
 //! # Module layout
 //!
-//! A file imports only from those before it:
+//! A room imports only from itself and from those before it:
 //!
 //! ```text
-//! text violation error secret region histogram    words that everything uses
-//! sync date clock random                           time, and waiting for it
-//! keyed_lock address                               one update a conversation at a time; URLs
-//! http ureq_transport                              one request, and what carries it
-//! attributes lenient schema version problem        values, versions, the platform's error answers
-//! target/                                          a kind of store a file
-//! limiter retry metrics                            decisions without I/O or clock
-//! receipt exchange base64 auth session             one request and its answer; the token
-//! audit/ event cache                               what users get; what is remembered
-//! update/                                          data, facts, rules (machine), core, driver (run), execute
-//! client builder settings                          the handle and its options
-//! batch/ forward/ webhook                          many updates; from the audit file to the world
-//! capi/ cli/ testing/                              C; the program; for tests
+//! error/     error, violation, secret, text         words that everything uses
+//! util/      base64, random, date, clock, locks, histogram
+//! http/      request, answer, transport, address, region
+//! values/    attributes, schema, version            what may be written
+//! report/    receipt, event, metrics, audit/        what users get to know
+//! session/   token, limiter, retry, exchange        one request: permitted, authorized, retried
+//! store/     a kind of store a file; cache          what is remembered of them
+//! update/    data, rules (machine), driver          one update
+//! client/    client, builder, settings              the handle and its options
+//! batch/     queue, workers, outage, look-ahead     many updates
+//! forward/   log, cursor, settle, webhook           from the audit file to the world
+//! capi/ cli/ testing/                               C; the program; for tests
 //! ```
 #![deny(missing_docs, unsafe_code, unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -105,95 +104,58 @@
     )
 )]
 
-mod address;
-mod attributes;
-pub mod audit;
-mod auth;
-mod base64;
 pub mod batch;
-mod builder;
-mod cache;
 #[cfg(feature = "capi")]
 #[allow(unsafe_code)] // the only place: what comes from C cannot be checked by the compiler
 mod capi;
 mod client;
-pub mod clock;
-mod date;
 pub mod error;
-pub mod event;
-mod exchange;
 #[cfg(feature = "forward")]
 pub mod forward;
 #[cfg(all(any(test, fuzzing), feature = "forward"))]
 #[allow(missing_docs, clippy::expect_used, clippy::panic)]
 #[doc(hidden)]
 pub mod fuzzing;
-mod histogram;
 pub mod http;
-mod keyed_lock;
-mod lenient;
-mod limiter;
-pub mod metrics;
-mod problem;
-mod random;
-mod receipt;
-mod region;
-pub mod retry;
-mod schema;
-mod secret;
+mod report;
 mod session;
-mod settings;
 #[cfg(test)]
 mod simulation;
-mod sync;
-mod target;
+mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
-mod text;
 mod update;
-mod ureq_transport;
-mod version;
-mod violation;
-#[cfg(feature = "forward")]
-pub mod webhook;
+mod util;
+mod values;
 
-pub use attributes::Attributes;
-pub use auth::Credentials;
 pub use batch::Batch;
-pub use builder::ClientBuilder;
+pub use client::builder::ClientBuilder;
+pub use client::settings::Settings;
 pub use client::{Client, UpdateOptions};
 pub use error::{Error, ErrorKind, Result};
-pub use event::{Subscription, UpdateEvent};
+#[cfg(feature = "forward")]
+pub use forward::webhook;
 pub use http::Timeouts;
-pub use metrics::Metrics;
-pub use receipt::{Identity, Outcome, Receipt, Snapshot, Status};
-pub use region::Region;
-pub use retry::{RateLimit, RetryPolicy};
-pub use settings::Settings;
-pub use sync::Cancel;
-pub use target::{Participant, Target, TargetKind};
+pub use http::region::Region;
+pub use report::event::{Subscription, UpdateEvent};
+pub use report::metrics::Metrics;
+pub use report::receipt::{Identity, Outcome, Receipt, Snapshot, Status};
+pub use report::{audit, event, metrics};
+pub use session::auth::Credentials;
+pub use session::retry;
+pub use session::retry::{RateLimit, RetryPolicy};
+pub use store::{Participant, Target, TargetKind};
 pub use update::core::EndedPolicy;
 pub use update::{Edit, Update};
-
-// Where these were before they had modules.
-#[doc(hidden)]
-pub use {
-    attributes::ValidationLimits,
-    audit::{AuditMode, AuditPhase, AuditRecord, AuditSink, JsonLines, LogSink},
-    batch::{BatchItem, BatchOutcome, BatchReport, Notice, StopReason},
-    clock::{Clock, ManualClock, SystemClock, rfc3339},
-    error::{Rule, Sent, Violation},
-    event::Delivery,
-    http::{Method, Request, Response, Transport, TransportError},
-    metrics::Latency,
-    schema::{Field, Schema},
-};
+pub use util::clock;
+pub use util::sync::Cancel;
+pub use values::attributes::Attributes;
 
 /// What keys and values may be: the platform's limits, and rules of your own.
 pub mod validate {
-    pub use crate::attributes::{Attributes, ValidationLimits};
     pub use crate::error::{Rule, Violation};
-    pub use crate::schema::{Field, Schema};
+    pub use crate::values::attributes::{Attributes, ValidationLimits};
+    pub use crate::values::schema::{Field, Schema};
 }
 
 /// Pages beside the reference.

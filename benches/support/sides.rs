@@ -6,9 +6,8 @@ use std::error::Error;
 use std::sync::Mutex;
 use std::time::SystemTime;
 
-use genesys_attributes::{
-    Client, ClientBuilder, Credentials, RateLimit, Region, Timeouts, Update, rfc3339,
-};
+use genesys_attributes::clock::rfc3339;
+use genesys_attributes::{Client, ClientBuilder, Credentials, RateLimit, Region, Timeouts, Update};
 use serde::Deserialize;
 use serde_json::json;
 

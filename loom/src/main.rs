@@ -4,42 +4,27 @@
 //! `cd loom && cargo run --release` compiles the files of `src/` below with loom's locks in the place of std's, and
 //! without their tests.
 
-#[path = "../../src/auth.rs"]
-mod auth;
-#[path = "../../src/base64.rs"]
-mod base64;
-#[path = "../../src/cache.rs"]
-mod cache;
-#[path = "../../src/clock.rs"]
-mod clock;
-#[path = "../../src/date.rs"]
-mod date;
-#[path = "../../src/error.rs"]
+#[path = "../../src/error/mod.rs"]
 mod error;
-#[path = "../../src/exchange.rs"]
-mod exchange;
-#[path = "../../src/histogram.rs"]
-mod histogram;
-#[path = "../../src/http.rs"]
+#[path = "../../src/http/mod.rs"]
 mod http;
-#[path = "../../src/keyed_lock.rs"]
-mod keyed_lock;
-#[path = "../../src/limiter.rs"]
-mod limiter;
-#[path = "../../src/metrics.rs"]
-mod metrics;
-#[path = "../../src/random.rs"]
-mod random;
-#[path = "../../src/retry.rs"]
-mod retry;
-#[path = "../../src/secret.rs"]
-mod secret;
-#[path = "../../src/sync.rs"]
-mod sync;
-#[path = "../../src/text.rs"]
-mod text;
-#[path = "../../src/violation.rs"]
-mod violation;
+#[path = "../../src/report"]
+mod report {
+    pub(crate) mod metrics;
+}
+#[path = "../../src/session"]
+mod session {
+    pub(crate) mod auth;
+    pub(crate) mod exchange;
+    pub(crate) mod limiter;
+    pub(crate) mod retry;
+}
+#[path = "../../src/store"]
+mod store {
+    pub(crate) mod cache;
+}
+#[path = "../../src/util/mod.rs"]
+mod util;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -47,16 +32,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use loom::thread;
 
-use auth::{Credentials, TokenSource};
-use cache::{Cache, Cached};
-use clock::Clock;
 use error::{Error, ErrorKind};
-use exchange::{Call, Wire};
 use http::{Request, Response, TransportError};
-use keyed_lock::KeyedLock;
-use limiter::{Limiter, RateLimit, Wait};
-use retry::{Patience, RetryPolicy};
-use sync::Cancel;
+use session::auth::{Credentials, TokenSource};
+use session::exchange::{Call, Wire};
+use session::limiter::{Limiter, RateLimit, Wait};
+use session::retry::{Patience, RetryPolicy};
+use store::cache::{Cache, Cached};
+use util::clock::Clock;
+use util::keyed_lock::KeyedLock;
+use util::sync::Cancel;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -256,7 +241,7 @@ fn tokens(clock: &Still, fails: usize) -> (Arc<TokenSource>, Arc<AtomicUsize>) {
         policy: RetryPolicy::default(),
         limiter: Limiter::new(RateLimit::unlimited()),
         longest_request: LONG,
-        seeds: Arc::new(random::Seeds::new(Some(1))),
+        seeds: Arc::new(util::random::Seeds::new(Some(1))),
     };
     let source = TokenSource::new(
         Credentials::new("id", "secret"),
@@ -276,7 +261,7 @@ fn call() -> Call<'static> {
         policy: RetryPolicy::default(),
         limiter: Limiter::new(RateLimit::unlimited()),
         longest_request: LONG,
-        seeds: Arc::new(random::Seeds::new(Some(1))),
+        seeds: Arc::new(util::random::Seeds::new(Some(1))),
     };
     wire.begin(RetryPolicy::default(), Patience::Deadline, "loom", None)
 }

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-use crate::clock::sleep_unless;
 use crate::error::{Error, ErrorKind, Result};
-use crate::receipt::Receipt;
-use crate::retry::Patience;
-use crate::sync::{lock, wait};
+use crate::report::receipt::Receipt;
+use crate::session::retry::Patience;
 use crate::update::Update;
 use crate::update::core::EndedPolicy;
+use crate::util::clock::sleep_unless;
+use crate::util::sync::{lock, wait};
 
 use super::BatchItem;
 use super::lookahead::{Answer, Found, Lesson, LookAhead};

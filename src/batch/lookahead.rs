@@ -12,12 +12,12 @@ use serde_json::Value;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::{Body, Response, Unreadable};
-use crate::problem;
-use crate::retry::Patience;
-use crate::sync::Cancel;
-use crate::target::{Target, encoded};
+use crate::session::problem;
+use crate::session::retry::Patience;
+use crate::store::{Target, encoded};
 use crate::update::Update;
 use crate::update::core::EndedPolicy;
+use crate::util::sync::Cancel;
 
 use super::outage::Notice;
 

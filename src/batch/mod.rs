@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use crate::client::Client;
 use crate::error::{Error, Result};
-use crate::sync::Cancel;
 use crate::update::Update;
+use crate::util::sync::Cancel;
 
 use crew::{Crew, Message};
 use queue::Shared;

@@ -11,7 +11,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::receipt::Receipt;
+use crate::report::receipt::Receipt;
 
 /// As many lines in a row without an answer are an outage.
 const MAX_UNANSWERED: u32 = 3;
@@ -284,7 +284,7 @@ impl Strikes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::{Clock, ManualClock};
+    use crate::util::clock::{Clock, ManualClock};
 
     fn error(kind: ErrorKind) -> Error {
         Error::new(kind, "scripted")

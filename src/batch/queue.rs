@@ -9,11 +9,11 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, SystemTime};
 
 use crate::client::Client;
-use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::receipt::Receipt;
-use crate::sync::{Cancel, lock, wait};
+use crate::report::receipt::Receipt;
 use crate::update::Update;
+use crate::util::clock::Clock;
+use crate::util::sync::{Cancel, lock, wait};
 
 use super::lookahead::{Found, LookAhead};
 use super::outage::{Notice, Outage, Strikes};

@@ -7,11 +7,11 @@ use serde::Serialize;
 use serde::de::{Deserialize, Deserializer};
 use serde::ser::{SerializeMap, Serializer};
 
-use crate::date::{rfc3339, whole_millis};
 use crate::error::{Error, ErrorKind, Result};
-use crate::histogram::{Histogram, Latency};
-use crate::receipt::{Receipt, Status};
-use crate::target::{Target, TargetKind};
+use crate::report::receipt::{Receipt, Status};
+use crate::store::{Target, TargetKind};
+use crate::util::date::{rfc3339, whole_millis};
+use crate::util::histogram::{Histogram, Latency};
 
 /// What came of one line of a batch.
 ///
@@ -185,7 +185,7 @@ impl<'de> Deserialize<'de> for BatchOutcome {
             version: Option<String>,
             attempts: u32,
             requests: u32,
-            #[serde(rename = "latencyMs", with = "crate::date::millis")]
+            #[serde(rename = "latencyMs", with = "crate::util::date::millis")]
             latency: Duration,
             #[serde(default)]
             error: Option<Error>,
@@ -193,7 +193,7 @@ impl<'de> Deserialize<'de> for BatchOutcome {
             target: Option<TargetKind>,
             #[serde(default)]
             resource_id: Option<String>,
-            #[serde(with = "crate::date::text")]
+            #[serde(with = "crate::util::date::text")]
             timestamp: SystemTime,
             #[serde(default)]
             conversation_ended: bool,

@@ -9,13 +9,13 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::boundary::{ClientId, Here, Place, c_text, invalid, json, object, parsed, text};
-use crate::attributes::Attributes;
-use crate::audit::{AuditRecord, AuditSink};
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::UpdateEvent;
-use crate::receipt::Snapshot;
-use crate::sync::lock;
+use crate::report::audit::{AuditRecord, AuditSink};
+use crate::report::event::UpdateEvent;
+use crate::report::receipt::Snapshot;
 use crate::update::Update;
+use crate::util::sync::lock;
+use crate::values::attributes::Attributes;
 
 pub(super) type OnText = unsafe extern "C" fn(*mut c_void, *const c_char);
 pub(super) type Compute = unsafe extern "C" fn(*mut c_void, *const c_char, *mut Reply) -> c_int;

@@ -17,12 +17,12 @@ use super::callbacks::{
     self, Callbacks, Compute, Hooks, Lines, NextLine, OnLog, OnOutcome, Reply, UserData,
 };
 use crate::batch::{Batch, BatchOutcome, BatchReport, NO_THREAD};
+use crate::client::settings::{Fields, Settings};
 use crate::client::{Client, UpdateOptions};
 use crate::error::{Error, ErrorKind, Result};
-use crate::settings::{Fields, Settings};
-use crate::sync::{Cancel, lock};
-use crate::target::Target;
+use crate::store::Target;
 use crate::update::{Edit, Update};
+use crate::util::sync::{Cancel, lock};
 
 /// `gca_client` of the header.
 #[derive(Clone)]

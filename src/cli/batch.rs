@@ -10,10 +10,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use genesys_attributes::{
-    Batch as Engine, BatchOutcome, Cancel, Client, Clock, Error, ErrorKind, Notice, Status,
-    SystemClock, Update,
-};
+use genesys_attributes::batch::{BatchOutcome, Notice};
+use genesys_attributes::clock::{Clock, SystemClock};
+use genesys_attributes::{Batch as Engine, Cancel, Client, Error, ErrorKind, Status, Update};
 use serde::Serialize;
 
 use super::client::Config;

@@ -6,9 +6,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use genesys_attributes::audit::AuditFile;
-use genesys_attributes::{
-    AuditMode, Client, ClientBuilder, EndedPolicy, Error, RateLimit, Schema, Settings,
-};
+use genesys_attributes::audit::AuditMode;
+use genesys_attributes::validate::Schema;
+use genesys_attributes::{Client, ClientBuilder, EndedPolicy, Error, RateLimit, Settings};
 
 use serde_json::Value;
 

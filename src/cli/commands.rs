@@ -3,9 +3,8 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use genesys_attributes::{
-    Client, Error, ErrorKind, Identity, Receipt, Schema, Target, TargetKind, Update,
-};
+use genesys_attributes::validate::Schema;
+use genesys_attributes::{Client, Error, ErrorKind, Identity, Receipt, Target, TargetKind, Update};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -270,7 +269,7 @@ pub(crate) fn check(options: &Options) -> Run {
         or_unknown(&identity.organization_id),
         or_unknown(&identity.client_name),
         or_unknown(&identity.client_id),
-        or_unknown(&identity.expires_at.map(genesys_attributes::rfc3339)),
+        or_unknown(&identity.expires_at.map(genesys_attributes::clock::rfc3339)),
     ))
 }
 

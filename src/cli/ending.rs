@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use genesys_attributes::{BatchReport, StopReason};
+use genesys_attributes::batch::{BatchReport, StopReason};
 
 use super::Exit;
 use super::options::Options;

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use genesys_attributes::clock::rfc3339;
 use genesys_attributes::forward::{EnvelopeLines, ForwardReport, Forwarder};
 use genesys_attributes::webhook::Webhook;
-use genesys_attributes::{Error, ErrorKind, rfc3339};
+use genesys_attributes::{Error, ErrorKind};
 
 use super::client::client;
 use super::files::{Files, replace};

@@ -234,7 +234,7 @@ pub(crate) fn in_words(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use genesys_attributes::{Clock, SystemClock};
+    use genesys_attributes::clock::{Clock, SystemClock};
 
     fn seen(done: u64, requests: u64) -> Seen {
         Seen {

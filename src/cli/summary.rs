@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use genesys_attributes::{BatchReport, Latency};
+use genesys_attributes::batch::BatchReport;
+use genesys_attributes::metrics::Latency;
 use serde_json::{Value, json};
 
 /// How many line numbers are told of each kind of failure.

@@ -8,7 +8,8 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use genesys_attributes::{Cancel, Client, Clock, Status, SystemClock};
+use genesys_attributes::clock::{Clock, SystemClock};
+use genesys_attributes::{Cancel, Client, Status};
 
 use super::files::replace;
 use super::options::Shard;

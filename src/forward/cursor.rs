@@ -8,10 +8,10 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::{beside, failed};
-use crate::audit::AuditRecord;
-use crate::audit::file::private;
-use crate::audit::parts::{Identity, Part, is_unwritten, sync_folder};
 use crate::error::{Error, ErrorKind, Result};
+use crate::report::audit::AuditRecord;
+use crate::report::audit::file::private;
+use crate::report::audit::parts::{Identity, Part, is_unwritten, sync_folder};
 
 /// Up to where a log was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -54,7 +54,7 @@ pub(super) struct Left(Vec<Known>);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Known {
     first: u64,
-    #[serde(with = "crate::date::text")]
+    #[serde(with = "crate::util::date::text")]
     began: SystemTime,
 }
 

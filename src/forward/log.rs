@@ -12,12 +12,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::cursor::{Cursor, Left, Mark, Tail};
 use super::failed;
-use crate::audit::AuditRecord;
-use crate::audit::parts::{
+use crate::error::{Error, ErrorKind, Result};
+use crate::report::audit::AuditRecord;
+use crate::report::audit::parts::{
     Hash, MAX_LINE, Part, ended, identity, is_unwritten, lock_all, siblings,
 };
-use crate::error::{Error, ErrorKind, Result};
-use crate::sync::Cancel;
+use crate::util::sync::Cancel;
 
 /// As much of the end of a line is kept in mind.
 const TAIL: usize = 1 << 12;

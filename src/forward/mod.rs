@@ -6,6 +6,8 @@
 //! there. Here is the loop; `log` reads the file through rotations, `cursor` remembers how far it
 //! was delivered, `settle` finds out what became of writes whose process died.
 
+pub mod webhook;
+
 mod cursor;
 mod log;
 mod settle;
@@ -19,17 +21,17 @@ use std::time::{Duration, Instant, SystemTime};
 use ::log::warn;
 use serde::Serialize;
 
-use crate::audit::file::private;
-use crate::audit::parts::is_torn;
-use crate::audit::{AuditPhase, AuditRecord};
 use crate::client::Client;
-use crate::clock::{Clock, SystemClock, sleep_unless};
 use crate::error::{Error, ErrorKind, Result};
-use crate::random::Seeds;
-use crate::receipt::Status;
-use crate::retry::{Budget, Patience, Pause, RetryPolicy};
-use crate::sync::Cancel;
-use crate::target::TargetKind;
+use crate::report::audit::file::private;
+use crate::report::audit::parts::is_torn;
+use crate::report::audit::{AuditPhase, AuditRecord};
+use crate::report::receipt::Status;
+use crate::session::retry::{Budget, Patience, Pause, RetryPolicy};
+use crate::store::TargetKind;
+use crate::util::clock::{Clock, SystemClock, sleep_unless};
+use crate::util::random::Seeds;
+use crate::util::sync::Cancel;
 
 use cursor::{Cursor, Mark, Pending};
 use log::{Found, Log};
@@ -104,7 +106,7 @@ impl Undelivered {
     }
 }
 
-/// Where a [`Forwarder`] hands events to: a [`Webhook`](crate::webhook::Webhook), [`EnvelopeLines`], or
+/// Where a [`Forwarder`] hands events to: a [`Webhook`](crate::forward::webhook::Webhook), [`EnvelopeLines`], or
 /// anything of the caller's, such as a queue's producer.
 pub trait Sink: Send {
     /// Hands one event over. With `Ok` it counts as delivered, for good.
@@ -197,7 +199,7 @@ pub struct Orphan {
     /// The kind of the target.
     pub target: TargetKind,
     /// When the write was about to be sent.
-    #[serde(with = "crate::date::text")]
+    #[serde(with = "crate::util::date::text")]
     pub timestamp: SystemTime,
     /// Why it is not known.
     pub why: String,
@@ -213,7 +215,7 @@ pub struct Orphan {
 /// it waits.
 ///
 /// It needs a log with values ([`audit_values`](crate::ClientBuilder::audit_values)), best written
-/// by [`AuditFile`](crate::audit::AuditFile). Updates of secure attributes are events with
+/// by [`AuditFile`](crate::report::audit::AuditFile). Updates of secure attributes are events with
 /// `updatedKeys` alone, unless the log holds their values and
 /// [`secure_values`](Forwarder::secure_values) asks for them. Files that were renamed
 /// (`audit.jsonl.1`, or any other name in the same folder that begins with the log's) are read to

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::log::Found;
 use super::{LOOK_EVERY, Run, SETTLE_AFTER, SETTLE_AGAIN, is_applied};
-use crate::audit::{AuditFile, AuditPhase, AuditRecord, AuditSink};
 use crate::client::Client;
-use crate::clock::sleep_unless;
 use crate::error::{ErrorKind, Result};
-use crate::receipt::Status;
-use crate::sync::Cancel;
-use crate::target::{Participant, Target, TargetKind, TargetState};
+use crate::report::audit::{AuditFile, AuditPhase, AuditRecord, AuditSink};
+use crate::report::receipt::Status;
+use crate::store::{Participant, Target, TargetKind, TargetState};
+use crate::util::clock::sleep_unless;
+use crate::util::sync::Cancel;
 
 /// What a read says about a write.
 enum Verdict {

@@ -7,25 +7,25 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use crate::address;
-use crate::attributes::{Attributes, ValidationLimits};
-use crate::audit::AuditRecord;
-use crate::auth::{Credentials, granted};
 use crate::batch::BatchOutcome;
-use crate::date;
+use crate::client::settings::Settings;
 use crate::error::{Error, ErrorKind};
-use crate::event::UpdateEvent;
 use crate::forward::{EnvelopeLines, Forwarder};
 use crate::http::Response;
-use crate::metrics::Metrics;
-use crate::problem;
-use crate::region::Region;
-use crate::schema::Schema;
-use crate::settings::Settings;
-use crate::sync::Cancel;
-use crate::target::{Change, Participant, Target, TargetState};
+use crate::http::address;
+use crate::http::region::Region;
+use crate::report::audit::AuditRecord;
+use crate::report::event::UpdateEvent;
+use crate::report::metrics::Metrics;
+use crate::session::auth::{Credentials, granted};
+use crate::session::problem;
+use crate::store::{Change, Participant, Target, TargetState};
 use crate::update::Update;
-use crate::version;
+use crate::util::date;
+use crate::util::sync::Cancel;
+use crate::values::attributes::{Attributes, ValidationLimits};
+use crate::values::schema::Schema;
+use crate::values::version;
 
 /// A text that ends up in a log line or a terminal: one line, and not without end.
 fn fit_to_print(error: &Error) {
@@ -214,7 +214,7 @@ pub fn addresses(data: &[u8]) {
             assert!(secure || allow_http || address::is_loopback(address::host_of(&url)));
         }
     }
-    let hook = crate::webhook::Webhook::new("http://127.0.0.1:1/hook");
+    let hook = crate::forward::webhook::Webhook::new("http://127.0.0.1:1/hook");
     let hook = hook.expect("a webhook to loopback");
     let (name, value) = text.split_once(':').unwrap_or((text, ""));
     if let Err(error) = hook.header(name, value) {
@@ -223,8 +223,8 @@ pub fn addresses(data: &[u8]) {
     if let Err(why) = address::check_webhook(text) {
         assert!(!why.is_empty());
     }
-    let _ = crate::base64::decode(text).map(|bytes| {
-        let again = crate::base64::decode(&crate::base64::encode(&bytes));
+    let _ = crate::util::base64::decode(text).map(|bytes| {
+        let again = crate::util::base64::decode(&crate::util::base64::encode(&bytes));
         assert_eq!(again.as_deref(), Some(&bytes[..]));
     });
     let who = Participant::from(text);

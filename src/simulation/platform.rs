@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
-use crate::attributes::Attributes;
 use crate::http::{Method, Request, Response};
+use crate::values::attributes::Attributes;
 
 /// One store of a conversation.
 #[derive(Debug, Clone, Default)]

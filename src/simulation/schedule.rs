@@ -15,17 +15,19 @@ use serde_json::Value;
 
 use super::platform::{COUNTER, Conversation, Platform, Seen, Store, Style, Write, count_in};
 use super::random::Random;
-use crate::attributes::Attributes;
-use crate::audit::{AuditPhase, AuditRecord};
-use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Sent};
-use crate::event::{Subscription, UpdateEvent};
+use crate::http::Transport;
 use crate::http::{Body, Method, Request, Response, TransportError};
-use crate::receipt::{Outcome, Receipt, Status};
-use crate::sync::Cancel;
+use crate::report::audit::{AuditMode, AuditSink};
+use crate::report::audit::{AuditPhase, AuditRecord};
+use crate::report::event::{Subscription, UpdateEvent};
+use crate::report::receipt::{Outcome, Receipt, Status};
+use crate::util::clock::{Clock, SystemClock};
+use crate::util::sync::Cancel;
+use crate::values::attributes::Attributes;
 use crate::{
-    AuditMode, AuditSink, Client, Credentials, Edit, RateLimit, Region, RetryPolicy, Snapshot,
-    Target, Transport, Update, UpdateOptions,
+    Client, Credentials, Edit, RateLimit, Region, RetryPolicy, Snapshot, Target, Update,
+    UpdateOptions,
 };
 
 /// Nanoseconds since the start of the schedule.
@@ -255,7 +257,7 @@ enum Effect {
 pub(super) fn run(seed: u64, traced: bool) -> Report {
     let schedule = Rc::new(Schedule::new(seed, traced));
     CURRENT.set(Some(schedule.clone()));
-    crate::sync::pass_instead_of_waiting(Some(|limit| {
+    crate::util::sync::pass_instead_of_waiting(Some(|limit| {
         let schedule = current();
         schedule.pass(limit.as_nanos() as Time);
     }));
@@ -264,7 +266,7 @@ pub(super) fn run(seed: u64, traced: bool) -> Report {
     super::verdict::check(&schedule);
     schedule.subscriptions.take();
     schedule.clients.take();
-    crate::sync::pass_instead_of_waiting(None);
+    crate::util::sync::pass_instead_of_waiting(None);
     CURRENT.set(None);
     let trace = schedule.trace.as_ref().map(RefCell::take);
     Report {
@@ -563,7 +565,7 @@ impl Schedule {
             stolen: 0,
             early: 0,
             in_turn: false,
-            in_sink: crate::audit::is_recording(),
+            in_sink: crate::report::audit::is_recording(),
             intents: 0,
             intents_tried: 0,
             outcomes: Vec::new(),
@@ -723,8 +725,8 @@ impl Schedule {
                         "another client"
                     };
                     self.count("meanwhile", whose);
-                    crate::keyed_lock::as_another_thread(|| {
-                        crate::audit::as_another_thread(|| self.call(client, false));
+                    crate::util::keyed_lock::as_another_thread(|| {
+                        crate::report::audit::as_another_thread(|| self.call(client, false));
                     });
                 }
             }
@@ -1468,7 +1470,8 @@ fn is_object(response: &Response) -> bool {
 }
 
 fn told_conflict(response: &Response) -> bool {
-    crate::problem::message_of(response).is_some_and(|text| text.contains("current version"))
+    crate::session::problem::message_of(response)
+        .is_some_and(|text| text.contains("current version"))
 }
 
 /// The serial number of the request's token.

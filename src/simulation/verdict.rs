@@ -3,7 +3,7 @@
 use super::platform::{Store, count_in};
 use super::schedule::{Call, Schedule, Work};
 use crate::error::{Error, ErrorKind};
-use crate::receipt::{Outcome, Receipt, Status};
+use crate::report::receipt::{Outcome, Receipt, Status};
 
 /// What must hold of a call when it ends.
 pub(super) fn check_call(schedule: &Schedule, call: &Call, result: &Result<Receipt, Error>) {

@@ -45,10 +45,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{
-    Client, ClientBuilder, Clock, Credentials, Error, ErrorKind, ManualClock, Region, Request,
-    Response, Sent, Transport, TransportError,
-};
+use crate::error::Sent;
+use crate::http::{Request, Response, Transport, TransportError};
+use crate::util::clock::{Clock, ManualClock};
+use crate::{Client, ClientBuilder, Credentials, Error, ErrorKind, Region};
 pub use platform::{
     Action, CLIENT_ID, CLIENT_SECRET, Conversation, Counters, Fault, Participant, Record, Secure,
     Seen, Store, VersionStyle, World, Write,

@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
-use crate::audit::AuditRecord;
 use crate::batch::BatchOutcome;
 use crate::error::Result;
-use crate::event::{UpdateEvent, outcome_record};
-use crate::metrics::{Counters, Metrics};
-use crate::receipt::{Answer, Outcome, Receipt, Snapshot};
-use crate::target::{Target, TargetKind};
+use crate::report::audit::AuditRecord;
+use crate::report::event::{UpdateEvent, outcome_record};
+use crate::report::metrics::{Counters, Metrics};
+use crate::report::receipt::{Answer, Outcome, Receipt, Snapshot};
+use crate::store::{Target, TargetKind};
 use crate::{Attributes, Update};
 
 /// The receipt of an update that was applied with one write, from version 1 to version 2 where the

@@ -6,25 +6,24 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use log::warn;
 
 use super::facts::Facts;
-use super::run::Run;
 use super::{Edit, Update};
-use crate::attributes::{Attributes, ValidationLimits};
-use crate::audit::{self, AuditMode, AuditRecord, AuditSink};
-use crate::cache::Cache;
-use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::Listeners;
-use crate::exchange::Call;
 use crate::http::Response;
-use crate::keyed_lock::KeyedLock;
-use crate::metrics::Counters;
-use crate::problem;
-use crate::receipt::Snapshot;
-use crate::retry::{Patience, RetryPolicy};
-use crate::schema::Schema;
+use crate::report::audit::{self, AuditMode, AuditRecord, AuditSink};
+use crate::report::event::Listeners;
+use crate::report::metrics::Counters;
+use crate::report::receipt::Snapshot;
 use crate::session::Session;
-use crate::sync::Cancel;
-use crate::target::{Target, TargetState};
+use crate::session::exchange::Call;
+use crate::session::problem;
+use crate::session::retry::{Patience, RetryPolicy};
+use crate::store::cache::Cache;
+use crate::store::{Target, TargetState};
+use crate::util::clock::Clock;
+use crate::util::keyed_lock::KeyedLock;
+use crate::util::sync::Cancel;
+use crate::values::attributes::{Attributes, ValidationLimits};
+use crate::values::schema::Schema;
 
 /// What to do about a conversation that has ended, where a read shows that it has.
 ///
@@ -139,7 +138,7 @@ impl Core {
         snapshot(target, &state)
     }
 
-    fn read_state(
+    pub(super) fn read_state(
         &self,
         target: &Target,
         call: &mut Call<'_>,
@@ -154,34 +153,6 @@ impl Core {
                 Err((advised(error, target, response, false), false))
             }
         })
-    }
-
-    /// Reads the target, and checks whatever an update would check before its first write.
-    pub(crate) fn preview(&self, update: &Update) -> Result<Snapshot> {
-        let target = update.target();
-        let wanted = update.checked(&self.limits, self.schema.as_ref())?;
-        let wire = &self.session.wire;
-        let id = target.conversation_id();
-        let mut call = wire.begin(wire.policy, Patience::Deadline, id, None);
-        let mut facts = Facts::new(target, wanted, &update.remove);
-        let order = Order {
-            update,
-            compute: None,
-            unique: false,
-            patience: Patience::Deadline,
-            cancel: None,
-        };
-        facts.state = match self.read_state(target, &mut call, &[&facts.wanted]) {
-            Ok(state) => state,
-            // The write would create it.
-            Err(error) if error.kind() == ErrorKind::NotFound && target.schema().is_some() => {
-                TargetState::with(Attributes::new())
-            }
-            Err(error) => {
-                return Err(error.with_effort(call.attempts, call.requests, call.latency()));
-            }
-        };
-        Run::new(self, order, call, facts).preview()
     }
 
     /// The error for an answer that is no success. Values of `hidden` are masked in its text.

@@ -3,14 +3,18 @@
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::Update;
 use super::core::{Core, Order};
 use super::facts::Facts;
 use super::run::Run;
-use crate::audit;
-use crate::error::{Error, Result};
-use crate::receipt::{Outcome, Receipt, Status};
+use crate::error::{Error, ErrorKind, Result};
+use crate::report::audit;
+use crate::report::receipt::{Outcome, Receipt, Snapshot, Status};
+use crate::session::retry::Patience;
 #[cfg(test)]
 use crate::simulation::mistake::{Mistake, planted};
+use crate::store::TargetState;
+use crate::values::attributes::Attributes;
 
 /// Counts an update as in flight, also when something in it panics.
 struct InFlight<'a>(&'a AtomicUsize);
@@ -53,6 +57,34 @@ impl Core {
             }
         }
         result
+    }
+
+    /// Reads the target, and checks whatever an update would check before its first write.
+    pub(crate) fn preview(&self, update: &Update) -> Result<Snapshot> {
+        let target = update.target();
+        let wanted = update.checked(&self.limits, self.schema.as_ref())?;
+        let wire = &self.session.wire;
+        let id = target.conversation_id();
+        let mut call = wire.begin(wire.policy, Patience::Deadline, id, None);
+        let mut facts = Facts::new(target, wanted, &update.remove);
+        let order = Order {
+            update,
+            compute: None,
+            unique: false,
+            patience: Patience::Deadline,
+            cancel: None,
+        };
+        facts.state = match self.read_state(target, &mut call, &[&facts.wanted]) {
+            Ok(state) => state,
+            // The write would create it.
+            Err(error) if error.kind() == ErrorKind::NotFound && target.schema().is_some() => {
+                TargetState::with(Attributes::new())
+            }
+            Err(error) => {
+                return Err(error.with_effort(call.attempts, call.requests, call.latency()));
+            }
+        };
+        Run::new(self, order, call, facts).preview()
     }
 
     /// The whole story: check, take the lock, carry out, audit, tell.

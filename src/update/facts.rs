@@ -4,14 +4,14 @@
 use std::borrow::Cow;
 use std::time::SystemTime;
 
-use crate::attributes::Attributes;
-use crate::audit::{AuditPhase, AuditRecord};
 use crate::error::Error;
-use crate::event::UpdateEvent;
-use crate::exchange::Call;
 use crate::http::{Body, Response};
-use crate::receipt::{Answer, Outcome, Receipt, Status};
-use crate::target::{Target, TargetState};
+use crate::report::audit::{AuditPhase, AuditRecord};
+use crate::report::event::UpdateEvent;
+use crate::report::receipt::{Answer, Outcome, Receipt, Status};
+use crate::session::exchange::Call;
+use crate::store::{Target, TargetState};
+use crate::values::attributes::Attributes;
 
 /// The facts of one update.
 pub(super) struct Facts<'a> {
@@ -157,7 +157,7 @@ impl<'a> Facts<'a> {
 
     /// The record of an update that did not fail.
     pub(super) fn outcome<'r>(&'r self, id: &'r str, receipt: &'r Receipt) -> AuditRecord<'r> {
-        crate::event::outcome_record(
+        crate::report::event::outcome_record(
             id,
             receipt,
             self.keys(),

@@ -21,7 +21,7 @@
 //! Where a value is computed, or a version demanded, finding the value in place proves nothing:
 //! somebody else may have written the same. Only a value that the caller calls unique does.
 
-use crate::retry::Pause;
+use crate::session::retry::Pause;
 #[cfg(test)]
 use crate::simulation::mistake::{Mistake, planted};
 

@@ -16,11 +16,11 @@ use serde::de::{self, Deserialize, Deserializer};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
 
-use crate::attributes::{self, Attributes, ValidationLimits, json_length, longest_json};
 use crate::error::{Error, ErrorKind, Result, Rule, Violation, clip};
-use crate::schema::Schema;
-use crate::target::{Participant, Target, TargetKind};
-use crate::version::is_version;
+use crate::store::{Participant, Target, TargetKind};
+use crate::values::attributes::{self, Attributes, ValidationLimits, json_length, longest_json};
+use crate::values::schema::Schema;
+use crate::values::version::is_version;
 
 /// What to change: a [`Target`] and the attributes to set on it.
 ///

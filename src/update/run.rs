@@ -11,17 +11,17 @@ use super::core::{Compute, Core, EndedPolicy, Order, advised, snapshot};
 use super::facts::Facts;
 use super::machine::{Cause, End, Event, Machine, Rules, Step};
 use super::{Update, fits};
-use crate::attributes::Attributes;
-use crate::audit::{self, AuditMode};
-use crate::cache::Cached;
-use crate::date::Rfc3339;
 use crate::error::{Error, ErrorKind, Result, Rule, Violation};
-use crate::exchange::{Call, Class, Purpose, Stop};
 use crate::http::{Request, Response};
-use crate::receipt::{Outcome, Snapshot};
-use crate::retry::Pause;
-use crate::sync::discard;
-use crate::target::{Change, TargetState};
+use crate::report::audit::{self, AuditMode};
+use crate::report::receipt::{Outcome, Snapshot};
+use crate::session::exchange::{Call, Class, Purpose, Stop};
+use crate::session::retry::Pause;
+use crate::store::cache::Cached;
+use crate::store::{Change, TargetState};
+use crate::util::date::Rfc3339;
+use crate::util::sync::discard;
+use crate::values::attributes::Attributes;
 
 /// One update in flight.
 pub(super) struct Run<'a> {
@@ -528,7 +528,7 @@ impl<'a> Run<'a> {
             if read == MAX_READS || !self.call.budget.has_time(delay, clock.now()) {
                 break;
             }
-            crate::clock::sleep_unless(clock, delay, self.call.cancel)?;
+            crate::util::clock::sleep_unless(clock, delay, self.call.cancel)?;
             delay = (delay * 2).min(Duration::from_secs(3));
         }
         let error = Error::new(

@@ -161,9 +161,9 @@ fn capi_header_status_codes_are_those_of_the_error_kinds() {
     assert_eq!(found, expected);
 }
 
-/// The names of the fields that `src/settings.rs` reads.
+/// The names of the fields that `src/client/settings.rs` reads.
 fn settings_fields() -> BTreeSet<String> {
-    let code = std::fs::read_to_string(Path::new(ROOT).join("src/settings.rs")).unwrap();
+    let code = std::fs::read_to_string(Path::new(ROOT).join("src/client/settings.rs")).unwrap();
     let code = code.split("#[cfg(test)]").next().unwrap();
     [
         "whole", "seconds", "millis", "text", "flag", "take", "object",

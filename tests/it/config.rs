@@ -5,9 +5,13 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use genesys_attributes::clock::ManualClock;
+use genesys_attributes::error::Sent;
+use genesys_attributes::http::{Request, Response, TransportError};
+use genesys_attributes::validate::ValidationLimits;
 use genesys_attributes::{
-    Client, ClientBuilder, Credentials, Error, ErrorKind, ManualClock, RateLimit, Region, Request,
-    Response, Result, RetryPolicy, Sent, Timeouts, TransportError, Update, ValidationLimits,
+    Client, ClientBuilder, Credentials, Error, ErrorKind, RateLimit, Region, Result, RetryPolicy,
+    Timeouts, Update,
 };
 use serde_json::json;
 

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use genesys_attributes::clock::ManualClock;
 use genesys_attributes::{
-    Client, ClientBuilder, Credentials, ErrorKind, ManualClock, Outcome, RateLimit, Region,
-    RetryPolicy, Update,
+    Client, ClientBuilder, Credentials, ErrorKind, Outcome, RateLimit, Region, RetryPolicy, Update,
 };
 
 use crate::server::{Req, Resp, Server};

@@ -7,10 +7,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use genesys_attributes::{
-    Client, ClientBuilder, Clock, Credentials, Error, ErrorKind, ManualClock, Region, Request,
-    Response, Sent, Transport, TransportError,
-};
+use genesys_attributes::clock::{Clock, ManualClock};
+use genesys_attributes::error::Sent;
+use genesys_attributes::http::{Request, Response, Transport, TransportError};
+use genesys_attributes::{Client, ClientBuilder, Credentials, Error, ErrorKind, Region};
 use serde_json::{Value, json};
 
 pub const BASE: &str = "http://127.0.0.1:1";

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use genesys_attributes::{
-    Client, ClientBuilder, Credentials, ErrorKind, ManualClock, RateLimit, Region, Request,
-    Response, Sent, Transport, TransportError,
-};
+use genesys_attributes::clock::ManualClock;
+use genesys_attributes::error::Sent;
+use genesys_attributes::http::{Request, Response, Transport, TransportError};
+use genesys_attributes::{Client, ClientBuilder, Credentials, ErrorKind, RateLimit, Region};
 
 use crate::fake::{BASE, failure};
 use crate::sandbox::{Backend, CLIENT_ID, CLIENT_SECRET, Call, Reply, World};

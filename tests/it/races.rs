@@ -10,10 +10,12 @@ use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use genesys_attributes::clock::ManualClock;
+use genesys_attributes::error::Sent;
+use genesys_attributes::http::{Method, Request, Response, Transport, TransportError};
 use genesys_attributes::{
-    Attributes, Cancel, Client, Credentials, Error, ErrorKind, ManualClock, Method, Metrics,
-    Outcome, RateLimit, Region, Request, Response, RetryPolicy, Sent, Target, Transport,
-    TransportError, Update,
+    Attributes, Cancel, Client, Credentials, Error, ErrorKind, Metrics, Outcome, RateLimit, Region,
+    RetryPolicy, Target, Update,
 };
 use serde_json::{Map, Value};
 

@@ -4,9 +4,11 @@
 
 use std::time::Duration;
 
+use genesys_attributes::clock::ManualClock;
+use genesys_attributes::error::Rule;
 use genesys_attributes::{
-    Attributes, Client, Credentials, ErrorKind, ManualClock, RateLimit, Region, RetryPolicy, Rule,
-    Target, TargetKind, Update,
+    Attributes, Client, Credentials, ErrorKind, RateLimit, Region, RetryPolicy, Target, TargetKind,
+    Update,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -10,10 +10,12 @@ use std::fmt::Debug;
 use std::io;
 use std::sync::{Arc, Mutex, Once};
 
+use genesys_attributes::audit::{AuditMode, AuditRecord, AuditSink, JsonLines, LogSink};
+use genesys_attributes::clock::ManualClock;
+use genesys_attributes::error::Sent;
+use genesys_attributes::http::{Method, Request, Response, TransportError};
 use genesys_attributes::{
-    AuditMode, AuditRecord, AuditSink, Client, ClientBuilder, Credentials, Error, ErrorKind,
-    JsonLines, LogSink, ManualClock, Method, Outcome, RateLimit, Region, Request, Response, Sent,
-    TransportError, Update,
+    Client, ClientBuilder, Credentials, Error, ErrorKind, Outcome, RateLimit, Region, Update,
 };
 use log::{Level, LevelFilter, Log, Metadata, Record};
 

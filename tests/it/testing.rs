@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
+use genesys_attributes::clock::ManualClock;
 use genesys_attributes::testing::{Action, Fault, Platform, Store};
 use genesys_attributes::{
-    Client, Credentials, Error, ErrorKind, ManualClock, Outcome, RateLimit, Region, RetryPolicy,
-    Target, Update,
+    Client, Credentials, Error, ErrorKind, Outcome, RateLimit, Region, RetryPolicy, Target, Update,
 };
 use serde_json::{Value, json};
 

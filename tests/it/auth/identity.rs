@@ -94,7 +94,7 @@ fn verify_credentials_reads_token_owner() {
     assert_eq!(
         identity
             .expires_at
-            .map(genesys_attributes::rfc3339)
+            .map(genesys_attributes::clock::rfc3339)
             .as_deref(),
         Some("2026-01-01T00:10:00.000Z")
     );

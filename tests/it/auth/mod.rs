@@ -18,9 +18,12 @@ use std::thread;
 
 use std::time::Duration;
 
+use genesys_attributes::clock::ManualClock;
+use genesys_attributes::error::Sent;
+use genesys_attributes::http::{Request, Response, TransportError};
 use genesys_attributes::{
-    Cancel, Client, ClientBuilder, Credentials, Error, ErrorKind, ManualClock, RateLimit, Region,
-    Request, Response, RetryPolicy, Sent, Target, TransportError, Update,
+    Cancel, Client, ClientBuilder, Credentials, Error, ErrorKind, RateLimit, Region, RetryPolicy,
+    Target, Update,
 };
 
 use serde_json::{Value, json};

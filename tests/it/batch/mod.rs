@@ -4,10 +4,13 @@ mod lookahead;
 mod outage;
 mod stops;
 
+use genesys_attributes::batch::{BatchItem, BatchOutcome, BatchReport, StopReason};
+use genesys_attributes::clock::{Clock, ManualClock};
+use genesys_attributes::error::Sent;
+use genesys_attributes::http::{Method, Request, Response, TransportError};
 use genesys_attributes::{
-    Batch, BatchItem, BatchOutcome, BatchReport, Cancel, Client, ClientBuilder, Clock, Credentials,
-    EndedPolicy, Error, ErrorKind, ManualClock, Method, RateLimit, Region, Request, Response,
-    RetryPolicy, Sent, Status, StopReason, TransportError, Update,
+    Batch, Cancel, Client, ClientBuilder, Credentials, EndedPolicy, Error, ErrorKind, RateLimit,
+    Region, RetryPolicy, Status, Update,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;

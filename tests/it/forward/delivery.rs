@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use genesys_attributes::audit::AuditFile;
+use genesys_attributes::clock::{Clock, ManualClock};
 use genesys_attributes::forward::Forwarder;
 use genesys_attributes::webhook::Webhook;
-use genesys_attributes::{Cancel, Clock, ErrorKind, ManualClock, Update, UpdateEvent};
+use genesys_attributes::{Cancel, ErrorKind, Update, UpdateEvent};
 use serde_json::Value;
 
 use super::*;

@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use genesys_attributes::audit::AuditFile;
+use genesys_attributes::clock::{ManualClock, SystemClock};
 use genesys_attributes::forward::Forwarder;
-use genesys_attributes::{Cancel, ErrorKind, ManualClock, SystemClock, Update};
+use genesys_attributes::{Cancel, ErrorKind, Update};
 
 use super::*;
 use crate::fake::PATIENCE;

@@ -13,8 +13,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use genesys_attributes::clock::ManualClock;
 use genesys_attributes::forward::{Envelope, ForwardReport, Forwarder, Sink, Undelivered};
-use genesys_attributes::{Cancel, Error, ErrorKind, ManualClock};
+use genesys_attributes::{Cancel, Error, ErrorKind};
 use serde_json::{Value, json};
 
 use crate::fake::lock;

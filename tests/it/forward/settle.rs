@@ -3,10 +3,10 @@
 use genesys_attributes::audit::AuditFile;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use genesys_attributes::clock::ManualClock;
 use genesys_attributes::forward::Forwarder;
-use genesys_attributes::{
-    Cancel, Client, ManualClock, Request, Response, Transport, TransportError, Update,
-};
+use genesys_attributes::http::{Request, Response, Transport, TransportError};
+use genesys_attributes::{Cancel, Client, Update};
 use serde_json::Value;
 
 use super::*;

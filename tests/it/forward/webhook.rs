@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use genesys_attributes::forward::Forwarder;
+use genesys_attributes::http::{Method, Request, Response, TransportError};
 use genesys_attributes::webhook::Webhook;
-use genesys_attributes::{
-    Cancel, ErrorKind, Method, Request, Response, TransportError, UpdateEvent,
-};
+use genesys_attributes::{Cancel, ErrorKind, UpdateEvent};
 use serde_json::Value;
 
 use super::*;

@@ -16,9 +16,12 @@ use std::sync::{Arc, Barrier, Mutex, mpsc};
 
 use std::thread;
 
+use genesys_attributes::audit::{AuditMode, AuditPhase, AuditRecord, AuditSink, JsonLines};
+use genesys_attributes::clock::Clock;
+use genesys_attributes::error::Sent;
+use genesys_attributes::http::Response;
 use genesys_attributes::{
-    Attributes, AuditMode, AuditPhase, AuditRecord, AuditSink, Client, Clock, ErrorKind, JsonLines,
-    Outcome, Response, RetryPolicy, Sent, Status, Target, Update, UpdateEvent,
+    Attributes, Client, ErrorKind, Outcome, RetryPolicy, Status, Target, Update, UpdateEvent,
 };
 
 use serde_json::{Value, json};

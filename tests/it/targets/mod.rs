@@ -14,10 +14,13 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use genesys_attributes::audit::JsonLines;
+use genesys_attributes::clock::ManualClock;
+use genesys_attributes::error::Rule;
 use genesys_attributes::{
-    Attributes, Client, ClientBuilder, Credentials, Edit, EndedPolicy, Error, ErrorKind, JsonLines,
-    ManualClock, Outcome, RateLimit, Receipt, Region, RetryPolicy, Rule, Status, Target,
-    TargetKind, Update, UpdateEvent, UpdateOptions,
+    Attributes, Client, ClientBuilder, Credentials, Edit, EndedPolicy, Error, ErrorKind, Outcome,
+    RateLimit, Receipt, Region, RetryPolicy, Status, Target, TargetKind, Update, UpdateEvent,
+    UpdateOptions,
 };
 use serde_json::{Value, json};
 

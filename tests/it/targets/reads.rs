@@ -132,7 +132,7 @@ fn verify_credentials_against_platform() {
     assert_eq!(
         identity
             .expires_at
-            .map(genesys_attributes::rfc3339)
+            .map(genesys_attributes::clock::rfc3339)
             .as_deref(),
         Some("2026-01-02T00:00:00.000Z")
     );

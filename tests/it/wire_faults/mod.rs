@@ -24,9 +24,10 @@ use std::thread::JoinHandle;
 
 use std::time::Duration;
 
+use genesys_attributes::clock::ManualClock;
 use genesys_attributes::{
-    Attributes, Client, ClientBuilder, Credentials, Edit, Error, ErrorKind, ManualClock, Metrics,
-    Outcome, RateLimit, Receipt, Region, RetryPolicy, Timeouts, Update, UpdateOptions,
+    Attributes, Client, ClientBuilder, Credentials, Edit, Error, ErrorKind, Metrics, Outcome,
+    RateLimit, Receipt, Region, RetryPolicy, Timeouts, Update, UpdateOptions,
 };
 
 use serde_json::json;

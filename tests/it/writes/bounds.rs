@@ -168,7 +168,7 @@ fn latency_runs_from_first_request_to_last_answer() {
     assert_eq!((receipt.attempts, receipt.requests), (2, 3));
     assert_eq!(receipt.correlation_id.as_deref(), Some("abc"));
     assert_eq!(
-        genesys_attributes::rfc3339(receipt.timestamp),
+        genesys_attributes::clock::rfc3339(receipt.timestamp),
         "2026-01-01T00:00:07.330Z"
     );
     assert_eq!(receipt.response(), Some(json!({ "version": 8 })));

@@ -1,6 +1,7 @@
 //! 409 and 412, before and after an attempt of unknown outcome.
 
-use genesys_attributes::{Credentials, Method, Region, Request, TransportError};
+use genesys_attributes::http::{Method, Request, TransportError};
+use genesys_attributes::{Credentials, Region};
 
 use super::*;
 

@@ -19,9 +19,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use genesys_attributes::clock::{Clock, ManualClock};
+use genesys_attributes::error::{Rule, Sent};
+use genesys_attributes::http::Response;
+use genesys_attributes::validate::ValidationLimits;
 use genesys_attributes::{
-    Attributes, Cancel, Client, Clock, EndedPolicy, Error, ErrorKind, ManualClock, Outcome,
-    RateLimit, Response, RetryPolicy, Rule, Sent, Target, Update, UpdateOptions, ValidationLimits,
+    Attributes, Cancel, Client, EndedPolicy, Error, ErrorKind, Outcome, RateLimit, RetryPolicy,
+    Target, Update, UpdateOptions,
 };
 use serde_json::{Value, json};
 

@@ -69,7 +69,10 @@ fn metadata_timestamp_changes_on_rewrite_not_on_resend() {
     // The moment at which it was written anew: after two answers, a wait and a read. That write
     // took no time.
     assert!(writes[2].at >= secs(3));
-    assert_eq!(stamps[2], genesys_attributes::rfc3339(fake.clock.wall()));
+    assert_eq!(
+        stamps[2],
+        genesys_attributes::clock::rfc3339(fake.clock.wall())
+    );
 }
 
 #[test]

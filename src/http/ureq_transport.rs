@@ -1,0 +1,423 @@
+//! The built-in transport, and the only file that names ureq.
+
+use std::fmt;
+use std::io::Read;
+use std::time::Duration;
+
+use ureq::http::header;
+
+use crate::error::secret::Secret;
+use crate::error::{Error, ErrorKind, Result, Sent};
+use crate::http::address::{host_and_port, host_of, is_addressable, is_loopback};
+use crate::http::{Body, KEPT, Method, Request, Response, Timeouts, Transport, TransportError};
+
+/// Which proxy the built-in transport uses.
+#[derive(Clone, Default)]
+pub(crate) enum ProxyChoice {
+    /// What `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
+    #[default]
+    Environment,
+    None,
+    /// May hold a password.
+    Url(Secret),
+}
+
+/// What the built-in transport is made from.
+#[derive(Clone)]
+pub(crate) struct TransportOptions {
+    pub(crate) timeouts: Timeouts,
+    pub(crate) proxy: ProxyChoice,
+    pub(crate) root_certificates: Option<Vec<u8>>,
+    pub(crate) max_idle_connections: usize,
+    pub(crate) max_response_body: usize,
+    pub(crate) user_agent: String,
+}
+
+/// The built-in transport.
+pub(crate) struct UreqTransport {
+    agent: ureq::Agent,
+    /// Where there is a proxy: for loopback hosts, which it cannot reach in our stead.
+    direct: Option<ureq::Agent>,
+    timeouts: Timeouts,
+    max_response_body: usize,
+}
+
+impl UreqTransport {
+    pub(crate) fn new(options: &TransportOptions) -> Result<UreqTransport> {
+        let proxy = match &options.proxy {
+            ProxyChoice::Environment => ureq::Proxy::try_from_env(),
+            ProxyChoice::None => None,
+            // The error would quote the URL, which may hold a password.
+            ProxyChoice::Url(url) => Some(ureq::Proxy::new(url.expose()).map_err(|_| {
+                Error::config(
+                    "proxy",
+                    "is not a proxy address: give one such as http://user:password@host:8080",
+                )
+            })?),
+        };
+        if let Some(authority) = proxy.as_ref().and_then(|proxy| proxy.uri().authority())
+            && !is_addressable(without_user(authority.as_str()))
+        {
+            return Err(Error::config(
+                "proxy",
+                "has no valid host and port: give an address such as \
+                 http://user:password@host:8080",
+            ));
+        }
+        if let Some(proxy) = &proxy
+            && !matches!(
+                proxy.protocol(),
+                ureq::ProxyProtocol::Http | ureq::ProxyProtocol::Https
+            )
+        {
+            return Err(Error::config(
+                "proxy",
+                "has an unsupported scheme: give the address of an http:// or https:// proxy",
+            ));
+        }
+        let Timeouts {
+            resolve,
+            connect,
+            send,
+            response,
+            body,
+        } = options.timeouts;
+        #[cfg(feature = "rustls")]
+        let tls = match &options.root_certificates {
+            None => ureq::tls::TlsConfig::default(),
+            Some(pem) => ureq::tls::TlsConfig::builder()
+                .root_certs(certificates(pem)?)
+                .build(),
+        };
+        let agent_with = |proxy| {
+            let config = ureq::Agent::config_builder()
+                // As errors, statuses would lose their body, headers and connection.
+                .http_status_as_error(false)
+                .max_redirects(0)
+                .max_redirects_will_error(false)
+                .timeout_resolve(resolve)
+                .timeout_connect(Some(connect))
+                .timeout_send_request(Some(send))
+                .timeout_send_body(Some(send))
+                .timeout_recv_response(Some(response))
+                .timeout_recv_body(Some(body))
+                .max_idle_connections(options.max_idle_connections)
+                .max_idle_connections_per_host(options.max_idle_connections)
+                .user_agent(options.user_agent.as_str())
+                // Bodies are small, and asking for no coding keeps a caller's own ureq features
+                // out.
+                .accept_encoding(ureq::config::AutoHeaderValue::None)
+                .proxy(proxy);
+            #[cfg(feature = "rustls")]
+            let config = config.tls_config(tls.clone());
+            ureq::Agent::new_with_config(config.build())
+        };
+        let direct = proxy.is_some().then(|| agent_with(None));
+        Ok(UreqTransport {
+            agent: agent_with(proxy),
+            direct,
+            timeouts: options.timeouts,
+            max_response_body: options.max_response_body,
+        })
+    }
+}
+
+#[cfg(feature = "rustls")]
+fn certificates(pem: &[u8]) -> Result<ureq::tls::RootCerts> {
+    use ureq::tls::{PemItem, parse_pem};
+
+    let mut found = Vec::new();
+    for item in parse_pem(pem) {
+        match item {
+            Ok(PemItem::Certificate(certificate)) if is_der(certificate.der()) => {
+                found.push(certificate);
+            }
+            // ureq would leave it out in silence, and then trust nobody.
+            Ok(PemItem::Certificate(_)) => {
+                return Err(Error::config(
+                    "root_certificates",
+                    "a certificate in the PEM text is damaged or cut short",
+                ));
+            }
+            Ok(_) => {}
+            Err(e) => {
+                return Err(
+                    Error::config("root_certificates", "the PEM text cannot be read")
+                        .with_source(e),
+                );
+            }
+        }
+    }
+    if found.is_empty() {
+        return Err(Error::config(
+            "root_certificates",
+            "no certificate found: give PEM text with at least one \
+             \"-----BEGIN CERTIFICATE-----\" block",
+        ));
+    }
+    Ok(ureq::tls::RootCerts::from(found.into_iter()))
+}
+
+/// Whether these bytes are framed as a certificate is: one DER sequence, and nothing after it.
+#[cfg(feature = "rustls")]
+fn is_der(bytes: &[u8]) -> bool {
+    let Some((0x30, [length, rest @ ..])) = bytes.split_first().map(|(tag, rest)| (*tag, rest))
+    else {
+        return false;
+    };
+    match length {
+        0..=0x7f => usize::from(*length) == rest.len() && *length > 0,
+        // The length follows, in this many bytes.
+        0x81..=0x84 if rest.len() > usize::from(length & 0x7f) => {
+            let (declared, content) = rest.split_at(usize::from(length & 0x7f));
+            declared
+                .iter()
+                .fold(0, |sum, byte| sum << 8 | usize::from(*byte))
+                == content.len()
+        }
+        _ => false,
+    }
+}
+
+impl Transport for UreqTransport {
+    fn send(&self, request: &Request) -> std::result::Result<Response, TransportError> {
+        let agent = match &self.direct {
+            Some(direct) if is_loopback(host_of(&request.url)) => direct,
+            _ => &self.agent,
+        };
+        let mut builder = ureq::http::Request::builder()
+            .method(match request.method {
+                Method::Get => ureq::http::Method::GET,
+                Method::Post => ureq::http::Method::POST,
+                Method::Patch => ureq::http::Method::PATCH,
+                Method::Put => ureq::http::Method::PUT,
+            })
+            .uri(request.url.as_str())
+            .header(header::ACCEPT, JSON);
+        if let Some(secret) = &request.authorization {
+            builder = builder.header(header::AUTHORIZATION, secret.expose());
+        }
+        if let Some(tag) = &request.if_match {
+            builder = builder.header(header::IF_MATCH, tag);
+        }
+        for (name, value) in &request.extra {
+            builder = builder.header(name, value.expose());
+        }
+        let outcome = match request.body() {
+            Some(body) => {
+                let builder = builder.header(
+                    header::CONTENT_TYPE,
+                    header::HeaderValue::from_static(request.content_type),
+                );
+                self.run(agent, builder.body(body), request.timeout)
+            }
+            None => self.run(agent, builder.body(()), request.timeout),
+        };
+        match outcome {
+            Ok(response) => {
+                let limit = self.max_response_body.max(request.least_body_limit);
+                Ok(received(response, limit))
+            }
+            Err(error) => {
+                let proxied = agent.config().proxy().is_some();
+                Err(failed(error, &request.url, proxied))
+            }
+        }
+    }
+}
+
+const JSON: header::HeaderValue = header::HeaderValue::from_static("application/json");
+
+impl UreqTransport {
+    /// Runs the request, with shorter phases where little time is left. A limit over all of them
+    /// would make ureq start a thread for each look-up of a name.
+    fn run<B: ureq::AsSendBody>(
+        &self,
+        agent: &ureq::Agent,
+        request: std::result::Result<ureq::http::Request<B>, ureq::http::Error>,
+        rest: Option<Duration>,
+    ) -> std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error> {
+        let request = request?;
+        let Some(rest) = rest else {
+            return agent.run(request);
+        };
+        let phases = self.timeouts.scaled_to(rest);
+        agent.run(
+            agent
+                .configure_request(request)
+                .timeout_resolve(phases.resolve)
+                .timeout_connect(Some(phases.connect))
+                .timeout_send_request(Some(phases.send))
+                .timeout_send_body(Some(phases.send))
+                .timeout_recv_response(Some(phases.response))
+                .timeout_recv_body(Some(phases.body))
+                .build(),
+        )
+    }
+}
+
+fn received(response: ureq::http::Response<ureq::Body>, limit: usize) -> Response {
+    let (parts, body) = response.into_parts();
+    // Once through the few that came, rather than a search for each of those that are read.
+    let headers = parts
+        .headers
+        .iter()
+        .filter_map(|(name, value)| {
+            let kept = KEPT.iter().find(|kept| **kept == name.as_str())?;
+            Some((*kept, value.to_str().ok()?.to_owned()))
+        })
+        .collect();
+    let expected = body.content_length().unwrap_or(0).min(limit as u64);
+    let mut bytes = Vec::with_capacity(expected as usize);
+    // One more than the limit, since ureq reports a limit that is met as one that is passed.
+    let read = body
+        .into_with_config()
+        .limit(limit as u64 + 1)
+        .reader()
+        .read_to_end(&mut bytes);
+    let body = match read {
+        _ if bytes.len() > limit => {
+            bytes.truncate(limit);
+            Body::TooLarge(bytes)
+        }
+        Ok(_) => Body::Whole(bytes),
+        // ureq wraps its own error, whose wording tells a time limit.
+        Err(e)
+            if e.kind() == std::io::ErrorKind::TimedOut
+                || e.to_string().starts_with("timeout:") =>
+        {
+            Body::TimedOut
+        }
+        Err(e) => Body::Broken(e.to_string()),
+    };
+    Response::received(parts.status.as_u16(), headers, body)
+}
+
+/// Sorts ureq's errors by what a caller can do about them, and by how far the request got.
+fn failed(error: ureq::Error, url: &str, proxied: bool) -> TransportError {
+    use std::io::ErrorKind as Io;
+
+    let host = host_and_port(url);
+    if let Some(what) = untrusted(&error) {
+        let message =
+            format!("the TLS connection to {host} is not trusted ({what}): see root_certificates");
+        // Trust does not come by waiting.
+        return TransportError::new(
+            Error::new(ErrorKind::Connect, message).with_transient(false),
+            Sent::No,
+        );
+    }
+    let (kind, sent, mut message) = match &error {
+        ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => (
+            ErrorKind::Connect,
+            Sent::No,
+            format!("connecting to {host} took too long: check the address, firewall and proxy"),
+        ),
+        ureq::Error::Timeout(phase) => (
+            ErrorKind::Timeout,
+            Sent::Maybe,
+            format!("{host} did not answer in time (phase: {phase})"),
+        ),
+        ureq::Error::HostNotFound => unresolved(host),
+        ureq::Error::Io(e) => match e.kind() {
+            Io::ConnectionRefused => (
+                ErrorKind::Connect,
+                Sent::No,
+                format!("nothing is listening at {host}: connection refused"),
+            ),
+            Io::HostUnreachable | Io::NetworkUnreachable | Io::NetworkDown => (
+                ErrorKind::Connect,
+                Sent::No,
+                format!("{host} cannot be reached: check the network"),
+            ),
+            _ => {
+                // std has no kind for it; an unknown wording falls to the safe side.
+                if e.to_string()
+                    .starts_with("failed to lookup address information")
+                {
+                    unresolved(host)
+                } else {
+                    (
+                        ErrorKind::Transport,
+                        Sent::Maybe,
+                        format!("the connection to {host} broke before an answer came"),
+                    )
+                }
+            }
+        },
+        ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..) => (
+            ErrorKind::Protocol,
+            Sent::Maybe,
+            format!("{host} did not answer in HTTP/1.1: is it the API, or a proxy in between?"),
+        ),
+        ureq::Error::ConnectProxyFailed(_) => (
+            ErrorKind::Connect,
+            Sent::No,
+            format!("the proxy refused to connect to {host}: check its address and credentials"),
+        ),
+        ureq::Error::ConnectionFailed => (
+            ErrorKind::Connect,
+            Sent::No,
+            format!("no connection to {host}"),
+        ),
+        ureq::Error::Http(_) | ureq::Error::BadUri(_) | ureq::Error::TlsRequired => (
+            ErrorKind::Config,
+            Sent::No,
+            format!("a request to {host} could not be made: check the base URL"),
+        ),
+        _ => (
+            ErrorKind::Transport,
+            Sent::Maybe,
+            format!("the request to {host} failed"),
+        ),
+    };
+    if proxied && kind == ErrorKind::Connect && !message.contains("proxy") {
+        message += " (a proxy is set: it may be the one that cannot be reached)";
+    }
+    TransportError::new(
+        Error::new(kind, message).with_source(Cause(error.to_string())),
+        sent,
+    )
+}
+
+fn unresolved(host: &str) -> (ErrorKind, Sent, String) {
+    (
+        ErrorKind::Connect,
+        Sent::No,
+        format!("the name of {host} does not resolve: check the region or base URL, and DNS"),
+    )
+}
+
+/// What is wrong with the server's certificate, if that is what stopped the handshake. Nothing of
+/// the request is sent before the handshake is over.
+fn untrusted(error: &ureq::Error) -> Option<String> {
+    match error {
+        // rustls' errors arrive inside of an I/O error of this kind.
+        ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+            Some(e.to_string()).filter(|text| text.starts_with("invalid peer certificate"))
+        }
+        ureq::Error::Tls(what) => Some((*what).to_owned()),
+        #[cfg(feature = "rustls")]
+        ureq::Error::Rustls(e) => Some(e.to_string()),
+        _ => None,
+    }
+}
+
+/// ureq's error as text: the type itself stays out of this crate's public API.
+#[derive(Debug)]
+struct Cause(String);
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Cause {}
+
+/// An authority without the user name and password before its host.
+fn without_user(authority: &str) -> &str {
+    authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host)
+}
