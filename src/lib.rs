@@ -112,15 +112,9 @@ mod client;
 pub mod error;
 #[cfg(feature = "forward")]
 pub mod forward;
-#[cfg(all(any(test, fuzzing), feature = "forward"))]
-#[allow(missing_docs, clippy::expect_used, clippy::panic)]
-#[doc(hidden)]
-pub mod fuzzing;
 pub mod http;
 mod report;
 mod session;
-#[cfg(test)]
-mod simulation;
 mod store;
 #[cfg(feature = "testing")]
 pub mod testing;

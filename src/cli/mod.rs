@@ -13,9 +13,6 @@ mod digest;
 mod ending;
 mod files;
 mod forward;
-#[cfg(any(test, fuzzing))]
-#[allow(clippy::expect_used)]
-pub(crate) mod fuzzing;
 mod help;
 mod past;
 mod progress;

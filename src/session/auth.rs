@@ -13,8 +13,6 @@ use crate::error::{Error, ErrorKind, Result, clip, one_line};
 use crate::http::{Method, Request, Response};
 use crate::session::exchange::{Call, Class, Purpose, Reply, Stop, Wire, is_throttled_login};
 use crate::session::retry::Patience;
-#[cfg(test)]
-use crate::simulation::mistake::{Mistake, planted};
 use crate::util::base64;
 use crate::util::clock::sleep_unless;
 use crate::util::sync::{Cancel, Condvar, Mutex, lock, wait};
@@ -251,9 +249,6 @@ impl TokenSource {
                 continue;
             }
             let rest = call.budget.rest(now);
-            let refreshing = state.refreshing;
-            #[cfg(test)]
-            let refreshing = refreshing && !planted(Mistake::LoginNotShared);
             if let Some((error, until)) = &state.failed
                 && now < *until
             {
@@ -266,13 +261,13 @@ impl TokenSource {
                 drop(state);
                 sleep_unless(clock, wait, call.cancel).map_err(Stop::Cancelled)?;
                 state = lock(&self.state);
-            } else if rest.is_zero() && refreshing {
+            } else if rest.is_zero() && state.refreshing {
                 return Err(Stop::OutOfTime(login_error(Error::new(
                     ErrorKind::Timeout,
                     "another thread's login was still under way when the deadline passed: try \
                      again later",
                 ))));
-            } else if refreshing {
+            } else if state.refreshing {
                 // What the login endpoint asks for counts for those who wait no more than for the
                 // one who logs in.
                 let limited = self
@@ -384,10 +379,6 @@ impl TokenSource {
 
         let mut policy = self.wire.policy;
         policy.deadline = policy.deadline.min(limit);
-        #[cfg(test)]
-        if planted(Mistake::LoginBeyondDeadline) {
-            policy.deadline = self.wire.policy.deadline;
-        }
         let (max_attempts, patience) = if early {
             (1, Patience::Deadline)
         } else {

@@ -11,8 +11,6 @@ use crate::http::{Body, Request, Response, Transport, TransportError};
 use crate::report::metrics::Counters;
 use crate::session::limiter::{Limiter, Wait};
 use crate::session::retry::{Budget, Patience, Pause, RetryPolicy};
-#[cfg(test)]
-use crate::simulation::mistake::{Mistake, planted};
 use crate::util::clock::{Clock, sleep_unless};
 use crate::util::date;
 use crate::util::random::Seeds;
@@ -179,8 +177,6 @@ impl Wire {
         if purpose == Purpose::Write {
             call.attempts += 1;
         }
-        #[cfg(test)]
-        let slot = (!planted(Mistake::SlotFreedEarly)).then_some(slot);
         let result = self.transport.send(request);
         drop(slot);
         let ended = self.clock.now();
@@ -258,10 +254,7 @@ impl Wire {
         {
             // Also when this call does not wait: the others must all the same.
             let asked = retry_after.filter(|wait| *wait <= self.policy.max_retry_after);
-            let pause = delay.or(asked);
-            #[cfg(test)]
-            let pause = pause.filter(|_| !planted(Mistake::PauseNotShared));
-            if let Some(wait) = pause {
+            if let Some(wait) = delay.or(asked) {
                 self.limiter.pause(now + wait, limited);
             }
         }
@@ -343,8 +336,6 @@ impl Wire {
             }
         };
         match response.status {
-            #[cfg(test)]
-            503 if planted(Mistake::PauseOfUnavailableIgnored) => Class::Transient { may: true },
             429 => throttled(false),
             400 if purpose == Purpose::Login && is_throttled_login(response) => throttled(false),
             503 if self.retry_after(response).is_some() => throttled(true),

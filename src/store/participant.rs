@@ -20,8 +20,6 @@ use super::{
 };
 use crate::error::{Error, ErrorKind, Result, Rule, Violation};
 use crate::http::{Method, Response};
-#[cfg(test)]
-use crate::simulation::mistake::{Mistake, planted};
 use crate::values::attributes::{Attributes, Values};
 
 impl Participant {
@@ -138,8 +136,6 @@ impl Kind for Participant {
         let participant = self.choose(read.participants.as_deref().unwrap_or_default())?;
         let purpose = participant.purpose.as_deref().unwrap_or_default();
         let stays = STAYING.contains(&purpose);
-        #[cfg(test)]
-        let stays = stays || planted(Mistake::AgentRemembered);
         Ok(TargetState {
             participant: participant.id.clone().map(|id| Found { id, stays }),
             // A participant without the field has no attributes.

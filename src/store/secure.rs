@@ -19,8 +19,6 @@ use super::{
 };
 use crate::error::Result;
 use crate::http::{Method, Response};
-#[cfg(test)]
-use crate::simulation::mistake::{Mistake, planted};
 use crate::values::attributes::{Attributes, Values};
 use crate::values::version::{json_version, version_in_body};
 
@@ -91,10 +89,6 @@ impl Kind for Secure {
             });
         }
         let mut merged = state.attributes.clone().unwrap_or_default();
-        #[cfg(test)]
-        if planted(Mistake::MapNotMerged) {
-            merged.clear();
-        }
         for key in change.remove {
             merged.remove(key);
         }

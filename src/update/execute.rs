@@ -11,8 +11,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::report::audit;
 use crate::report::receipt::{Outcome, Receipt, Snapshot, Status};
 use crate::session::retry::Patience;
-#[cfg(test)]
-use crate::simulation::mistake::{Mistake, planted};
 use crate::store::TargetState;
 use crate::values::attributes::Attributes;
 
@@ -124,22 +122,11 @@ impl Core {
         let mut run = Run::new(self, order, call, facts);
         let ended = run.until_done();
         let timestamp = self.clock.wall();
-        #[cfg(test)]
-        let guard = (!planted(Mistake::TurnReleasedEarly)).then_some(guard);
         let (call, mut facts, answer) = run.into_parts();
         let (outcome, version) = match ended {
             Ok(ended) => ended,
             Err(error) => {
-                let wrote = call.attempts > 0;
-                #[cfg(test)]
-                if wrote && planted(Mistake::EventBeforeOutcome) {
-                    let receipt = facts.receipt(Outcome::Applied, None, None, &call, timestamp);
-                    let event = facts.event(self.listeners.next_sequence(), "", &receipt, false);
-                    self.listeners.run_hooks(&event, &self.counters);
-                }
-                #[cfg(test)]
-                let wrote = wrote && !planted(Mistake::CacheKeptInDoubt);
-                if wrote {
+                if call.attempts > 0 {
                     self.forget(target);
                 }
                 return Err(self.failed(&mut facts, error));
@@ -171,10 +158,6 @@ impl Core {
     /// Records what became of an update that failed, and passes the error on.
     fn failed(&self, facts: &mut Facts<'_>, error: Error) -> Error {
         if self.audit.is_some() && !audit::is_recording() {
-            #[cfg(test)]
-            if facts.audit_id.is_some() && planted(Mistake::OutcomeNotRecorded) {
-                return error;
-            }
             let status = if facts.audit_id.is_some() {
                 Status::Failed
             } else {

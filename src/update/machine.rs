@@ -22,8 +22,6 @@
 //! somebody else may have written the same. Only a value that the caller calls unique does.
 
 use crate::session::retry::Pause;
-#[cfg(test)]
-use crate::simulation::mistake::{Mistake, planted};
 
 /// What the rules depend on, fixed for one update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -287,14 +285,10 @@ impl Machine {
 
     fn read_done(&mut self, why: Why, in_place: bool, versioned: bool) -> Step {
         let proves = self.rules.unique || !self.rules.computed && !self.rules.if_version;
-        #[cfg(test)]
-        let proves = proves || planted(Mistake::ComputedValueInPlace);
         if self.may_have_applied() && in_place && proves {
             return self.end(End::AlreadyApplied);
         }
         let settles_nothing = self.may_have_applied() && self.rules.computed;
-        #[cfg(test)]
-        let settles_nothing = settles_nothing && !planted(Mistake::ComputeAgainInDoubt);
         match why {
             Why::Conflict { last } if last || settles_nothing => self.fail(Cause::Write),
             // What was computed from nothing still holds while there is nothing.
@@ -317,8 +311,6 @@ impl Machine {
 
     /// Notes the ambiguity, and says what comes before the write is sent again.
     fn after_failed_write(&mut self, may: bool) -> Next {
-        #[cfg(test)]
-        let may = may && !planted(Mistake::DoubtForgotten);
         if may {
             self.ambiguity = Ambiguity::MayHaveApplied;
         }
@@ -343,10 +335,6 @@ impl Machine {
                 computed, unique, ..
             } => ambiguous && computed && !unique,
         };
-        #[cfg(test)]
-        let hopeless = hopeless
-            && !planted(Mistake::ComputeAgainInDoubt)
-            && !planted(Mistake::ComputedValueInPlace);
         if hopeless {
             self.fail(Cause::Last)
         } else if before < self.rules.max_conflicts {

@@ -43,14 +43,6 @@ loom::thread_local! {
     static HELD_HERE: HeldHere = RefCell::new(Vec::new());
 }
 
-/// Runs `work` as another thread would: without the keys that this one holds.
-#[cfg(test)]
-pub(crate) fn as_another_thread(work: impl FnOnce()) {
-    let held = HELD_HERE.take();
-    work();
-    HELD_HERE.set(held);
-}
-
 /// The exclusive right to a key, until it is dropped. It stays on its thread.
 pub(crate) struct KeyGuard<'a> {
     owner: &'a KeyedLock,

@@ -30,11 +30,6 @@ pub(crate) fn wait<'a, T>(
         None => limit,
         Some(_) => Some(limit.map_or(SLICE, |limit| limit.min(SLICE))),
     };
-    #[cfg(test)]
-    if let Some(pass) = INSTEAD_OF_WAITING.get() {
-        pass(limit.unwrap_or(SLICE));
-        return guard;
-    }
     match limit {
         None => condition
             .wait(guard)
@@ -46,18 +41,6 @@ pub(crate) fn wait<'a, T>(
                 .0
         }
     }
-}
-
-#[cfg(test)]
-thread_local! {
-    static INSTEAD_OF_WAITING: std::cell::Cell<Option<fn(Duration)>> =
-        const { std::cell::Cell::new(None) };
-}
-
-/// Lets time pass where this thread would wait for another one, in a simulation that has none.
-#[cfg(test)]
-pub(crate) fn pass_instead_of_waiting(pass: Option<fn(Duration)>) {
-    INSTEAD_OF_WAITING.set(pass);
 }
 
 /// Drops the payload of a panic, which is code of the caller's and may panic in turn.

@@ -367,14 +367,6 @@ pub(crate) fn is_recording() -> bool {
     RECORDING.get()
 }
 
-/// Runs `work` as another thread would: outside of the sink that this one is in.
-#[cfg(test)]
-pub(crate) fn as_another_thread(work: impl FnOnce()) {
-    let inside = RECORDING.replace(false);
-    work();
-    RECORDING.set(inside);
-}
-
 /// Records in a sink of the caller's, whose panic is an error like any other.
 pub(crate) fn record(sink: &dyn AuditSink, record: &AuditRecord<'_>) -> io::Result<()> {
     let outer = RECORDING.replace(true);
