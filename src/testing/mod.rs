@@ -38,6 +38,7 @@
 
 mod platform;
 mod records;
+mod server;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -55,6 +56,7 @@ pub use platform::{
 };
 use platform::{Call, Reply};
 pub use records::{audit_record, batch_outcome, event, metrics, receipt, snapshot};
+pub use server::Server;
 
 /// Nothing listens there, and nothing is to: the platform is the client's transport.
 const URL: &str = "http://127.0.0.1:1";
@@ -102,6 +104,17 @@ impl Platform {
             .base_url(URL)
             .transport(self.clone())
             .clock(self.clock.clone())
+    }
+
+    /// Serves the platform over HTTP on this port of the loopback interface; port 0 takes a free one. Programs and other
+    /// languages reach it there: set `GENESYS_CLOUD_BASE_URL` to [`Server::url`], and log in with [`CLIENT_ID`] and
+    /// [`CLIENT_SECRET`]. Behind HTTP the platform lives by the system's clock.
+    ///
+    /// # Errors
+    ///
+    /// Where the port is taken, or must not be used.
+    pub fn serve(&self, port: u16) -> std::io::Result<Server> {
+        Server::start(self.clone(), port)
     }
 
     /// The clock of the platform and its clients: what they slept, and the hand that moves it.
@@ -206,6 +219,12 @@ impl Platform {
         f(&mut self.lock().world)
     }
 
+    /// The reply to a request, and how long it takes.
+    fn handle(&self, call: &Call) -> (Reply, Duration) {
+        let mut inside = self.lock();
+        (inside.world.handle(call), inside.latency)
+    }
+
     /// A failed assertion inside of [`Platform::world`] must not bring down the other threads of a test.
     fn lock(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
@@ -240,10 +259,7 @@ impl Transport for Platform {
             request.body().unwrap_or_default(),
             self.clock.now().saturating_duration_since(self.start),
         );
-        let (reply, latency) = {
-            let mut inside = self.lock();
-            (inside.world.handle(&call), inside.latency)
-        };
+        let (reply, latency) = self.handle(&call);
         self.clock.advance(latency);
         let lost = |kind, text: &str, sent| Err(TransportError::new(Error::new(kind, text), sent));
         match reply {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use genesys_attributes::clock::ManualClock;
-use genesys_attributes::testing::{Action, Fault, Platform, Store};
+use genesys_attributes::testing::{Action, CLIENT_ID, CLIENT_SECRET, Fault, Platform, Store};
 use genesys_attributes::{
     Client, Credentials, Error, ErrorKind, Outcome, RateLimit, Region, RetryPolicy, Target, Update,
 };
@@ -49,6 +49,38 @@ fn testing_platform_each_target_is_written_and_read_back() {
     }
     assert_eq!(platform.counters().writes, 4);
     assert_eq!(platform.counters().logins, 1);
+}
+
+#[test]
+fn testing_platform_answers_over_http() {
+    let (platform, _) = platform();
+    let server = platform.serve(0).unwrap();
+    let client = Client::builder(
+        Region::parse("us-east-1").unwrap(),
+        Credentials::new(CLIENT_ID, CLIENT_SECRET),
+    )
+    .base_url(server.url())
+    .retry(RetryPolicy::default().with_max_attempts(1))
+    .build()
+    .unwrap();
+    // A lost answer ends the connection, and the next request opens another one.
+    platform.lose_next_answer();
+    let receipt = client.update(&update()).unwrap();
+    assert_eq!(receipt.outcome, Outcome::AlreadyApplied);
+    // Longer than a buffer of the server.
+    let secure = Update::secure("c-1").set("k", "v".repeat(20_000));
+    assert_eq!(client.update(&secure).unwrap().outcome, Outcome::Applied);
+    assert_eq!(platform.counters().writes, 2);
+    let url = server.url();
+    drop(server);
+    let error = client.read(update().target()).unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::Connect | ErrorKind::Transport),
+        "{error}"
+    );
+    // The port is free again.
+    let port = url.rsplit(':').next().unwrap().parse().unwrap();
+    drop(platform.serve(port).unwrap());
 }
 
 #[test]
