@@ -80,7 +80,7 @@ fn run() -> Result<(), Error> {
 
 fn with_hooks(builder: ClientBuilder) -> ClientBuilder {
     builder
-        .audit(|record: &AuditRecord<'_>| {
+        .audit(|record: &AuditRecord| {
             info!("[AUDIT] {}", serde_json::to_string(record)?);
             Ok(())
         })

@@ -174,7 +174,9 @@ const _: () = {
     shared::<Update>();
     shared::<Receipt>();
     shared::<Metrics>();
-    shared::<UpdateEvent<'static>>();
+    shared::<UpdateEvent>();
+    shared::<audit::AuditRecord>();
+    shared::<Snapshot>();
     shared::<Cancel>();
     sent::<ClientBuilder>();
     sent::<Subscription>();

@@ -267,12 +267,12 @@ pub fn records(data: &[u8]) {
         let again: BatchOutcome = serde_json::from_slice(&written).expect("it can be read");
         assert_eq!((outcome.line, outcome.status), (again.line, again.status));
     }
-    if let Ok(event) = serde_json::from_slice::<UpdateEvent<'static>>(data) {
+    if let Ok(event) = serde_json::from_slice::<UpdateEvent>(data) {
         event.webhook_payload();
     }
-    if let Ok(record) = serde_json::from_slice::<AuditRecord<'_>>(data) {
+    if let Ok(record) = serde_json::from_slice::<AuditRecord>(data) {
         let written = serde_json::to_vec(&record).expect("a record is JSON");
-        serde_json::from_slice::<AuditRecord<'_>>(&written).expect("what is written can be read");
+        serde_json::from_slice::<AuditRecord>(&written).expect("what is written can be read");
     }
     if let Ok(metrics) = serde_json::from_slice::<Metrics>(data) {
         assert!(metrics.to_prometheus().ends_with('\n'));

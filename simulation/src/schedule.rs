@@ -21,7 +21,7 @@ use crate::http::{Body, Method, Request, Response, TransportError};
 use crate::report::audit::{AuditMode, AuditSink};
 use crate::report::audit::{AuditPhase, AuditRecord};
 use crate::report::event::{Subscription, UpdateEvent};
-use crate::report::receipt::{Outcome, Receipt, Status};
+use crate::report::receipt::{Receipt, Status};
 use crate::util::clock::{Clock, SystemClock};
 use crate::util::sync::Cancel;
 use crate::values::attributes::Attributes;
@@ -224,7 +224,7 @@ impl Clock for Simulated {
 struct Trail(usize);
 
 impl AuditSink for Trail {
-    fn record(&self, record: &AuditRecord<'_>) -> std::io::Result<()> {
+    fn record(&self, record: &AuditRecord) -> std::io::Result<()> {
         current().recorded(self.0, record)
     }
 }
@@ -658,7 +658,9 @@ impl Schedule {
             // Otherwise its hooks came after it.
             self.in_time(call, now);
             let mut truths = self.truths.borrow_mut();
-            self.learned(&mut truths[call.client], call, result.as_ref().ok());
+            let ended = result.as_ref().ok();
+            let ended = ended.map(|receipt| (receipt.outcome.into(), &receipt.version));
+            self.learned(&mut truths[call.client], call, ended);
         }
         super::verdict::check_call(self, call, &result);
         call.result = Some(result);
@@ -676,11 +678,11 @@ impl Schedule {
     }
 
     /// What a client may count on after a call.
-    fn learned(&self, truth: &mut Truth, call: &Call, receipt: Option<&Receipt>) {
+    fn learned(&self, truth: &mut Truth, call: &Call, ended: Option<(Status, &Option<String>)>) {
         let at = call.conversation;
-        match (call.store, receipt) {
-            (Store::Own, Some(receipt)) if receipt.outcome != Outcome::Unchanged => {
-                truth.told[at] = receipt.version.clone();
+        match (call.store, ended) {
+            (Store::Own, Some((status, version))) if status != Status::Unchanged => {
+                truth.told[at] = version.clone();
             }
             (Store::Own, None) if call.attempts > 0 => truth.told[at] = None,
             (Store::Person, Some(_))
@@ -1366,7 +1368,7 @@ impl Schedule {
 
     // What the client tells.
 
-    fn recorded(&self, client: usize, record: &AuditRecord<'_>) -> std::io::Result<()> {
+    fn recorded(&self, client: usize, record: &AuditRecord) -> std::io::Result<()> {
         let fails = self.random.percent(3);
         let began = self.now();
         let outcome = record.phase == AuditPhase::Outcome;
@@ -1407,7 +1409,7 @@ impl Schedule {
         }
     }
 
-    fn told(&self, client: usize, event: &UpdateEvent<'_>) {
+    fn told(&self, client: usize, event: &UpdateEvent) {
         let mut calls = self.calls.borrow_mut();
         let call = &mut calls[self.top()];
         self.note(|| format!("event {}", event.sequence));
@@ -1418,13 +1420,17 @@ impl Schedule {
             self.wrong(|| "an event of another call".into());
         }
         if let Some(audit_id) = &call.audit_id
-            && *audit_id != event.audit_id
+            && *audit_id != event.id
         {
             self.wrong(|| "an event with another audit id".into());
         }
         self.in_time(call, self.now());
         let mut truths = self.truths.borrow_mut();
-        self.learned(&mut truths[client], call, Some(&**event));
+        self.learned(
+            &mut truths[client],
+            call,
+            Some((event.status, &event.version)),
+        );
         call.in_turn = false;
     }
 

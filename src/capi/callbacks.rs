@@ -101,7 +101,7 @@ pub(super) struct Hook {
 }
 
 impl Hook {
-    pub(super) fn update(&self, event: &UpdateEvent<'_>) {
+    pub(super) fn update(&self, event: &UpdateEvent) {
         self.call(Place::Hook, json(event));
     }
 
@@ -115,7 +115,7 @@ impl Hook {
 }
 
 impl AuditSink for Hook {
-    fn record(&self, record: &AuditRecord<'_>) -> std::io::Result<()> {
+    fn record(&self, record: &AuditRecord) -> std::io::Result<()> {
         self.call(Place::Update, json(record));
         Ok(())
     }

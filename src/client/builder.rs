@@ -322,8 +322,7 @@ impl ClientBuilder {
     /// Hooks run on the thread that updates, in the order they were added, with no lock held: they
     /// may use the client. An update in a hook calls the hooks too: guard against a loop. One that
     /// panics is counted and logged, and the others still run. Their time is the caller's; for work
-    /// that takes long use [`Client::subscribe`]. A hook is lent the event:
-    /// [`UpdateEvent::into_owned`] makes one to keep.
+    /// that takes long use [`Client::subscribe`].
     ///
     /// ```
     /// # use genesys_attributes::{Client, Credentials, Region};
@@ -333,7 +332,7 @@ impl ClientBuilder {
     /// ```
     pub fn on_update(
         mut self,
-        hook: impl Fn(&UpdateEvent<'_>) + Send + Sync + 'static,
+        hook: impl Fn(&UpdateEvent) + Send + Sync + 'static,
     ) -> ClientBuilder {
         self.hooks.push(Box::new(hook));
         self

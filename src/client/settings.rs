@@ -471,7 +471,7 @@ struct Both<F> {
 }
 
 impl<F: AuditSink> AuditSink for Both<F> {
-    fn record(&self, record: &AuditRecord<'_>) -> std::io::Result<()> {
+    fn record(&self, record: &AuditRecord) -> std::io::Result<()> {
         let kept = self.file.record(record);
         if kept.is_err() && self.strict && record.phase == AuditPhase::Intent {
             // The update ends here: an intent that somebody got would stay without its outcome.
@@ -899,7 +899,7 @@ mod tests {
         use std::sync::atomic::{AtomicUsize, Ordering};
         struct Counting(AtomicUsize);
         impl AuditSink for Counting {
-            fn record(&self, _: &AuditRecord<'_>) -> std::io::Result<()> {
+            fn record(&self, _: &AuditRecord) -> std::io::Result<()> {
                 self.0.fetch_add(1, Ordering::Relaxed);
                 Ok(())
             }

@@ -105,11 +105,11 @@ pub(super) struct Pending {
     unwritten: bool,
     /// Another write on top of the same version was applied, so this one was not.
     pub(super) superseded: bool,
-    pub(super) record: AuditRecord<'static>,
+    pub(super) record: AuditRecord,
 }
 
 impl Pending {
-    pub(super) fn new(record: AuditRecord<'static>) -> Pending {
+    pub(super) fn new(record: AuditRecord) -> Pending {
         Pending {
             orphan: false,
             unwritten: false,

@@ -24,7 +24,7 @@ const TAIL: usize = 1 << 12;
 
 /// What is read next.
 pub(super) enum Found {
-    Record(Box<AuditRecord<'static>>),
+    Record(Box<AuditRecord>),
     /// A line that is none.
     Torn {
         offset: u64,
@@ -147,7 +147,7 @@ impl Log {
     pub(super) fn ahead(
         &mut self,
         cancel: &Cancel,
-        mut look: impl FnMut(&AuditRecord<'_>),
+        mut look: impl FnMut(&AuditRecord),
     ) -> Result<()> {
         let file = self.reader.get_ref();
         let before = (&mut &*file).stream_position();
@@ -259,13 +259,13 @@ impl Log {
                 return Ok(Some(self.torn()));
             }
             let line = std::mem::take(&mut self.line);
-            let record = serde_json::from_slice::<AuditRecord<'_>>(&line);
+            let record = serde_json::from_slice::<AuditRecord>(&line);
             let at = record
                 .as_ref()
                 .map_or(UNIX_EPOCH, |record| record.timestamp);
             self.consumed(&line, line.len() as u64, at);
             let found = match record {
-                Ok(record) => Some(Found::Record(Box::new(record.into_owned()))),
+                Ok(record) => Some(Found::Record(Box::new(record))),
                 Err(_) if line == b"\n" => None,
                 Err(_) => Some(Found::Torn {
                     offset: self.start,
@@ -589,7 +589,7 @@ mod tests {
 
     fn id(found: Found) -> Option<String> {
         match found {
-            Found::Record(record) => Some(record.id.into_owned()),
+            Found::Record(record) => Some(record.id),
             Found::Torn { .. } => Some("torn".to_owned()),
             Found::End => None,
         }

@@ -549,7 +549,7 @@ impl Run<'_> {
         Ok(true)
     }
 
-    fn handle(&mut self, record: AuditRecord<'static>) -> Result<()> {
+    fn handle(&mut self, record: AuditRecord) -> Result<()> {
         match record.phase {
             AuditPhase::Opened => {
                 self.orphan_all(true);
@@ -582,7 +582,7 @@ impl Run<'_> {
         self.pending.retain(|pending| pending.record.id != id);
     }
 
-    fn check_values(&self, record: &AuditRecord<'_>) -> Result<()> {
+    fn check_values(&self, record: &AuditRecord) -> Result<()> {
         if record.attributes.is_some() || record.target == TargetKind::Secure {
             return Ok(());
         }
@@ -599,7 +599,7 @@ impl Run<'_> {
         ))
     }
 
-    fn deliver(&mut self, record: &AuditRecord<'_>) -> Result<()> {
+    fn deliver(&mut self, record: &AuditRecord) -> Result<()> {
         self.check_values(record)?;
         let keys_only;
         let record = match record.target {
@@ -688,10 +688,10 @@ impl Run<'_> {
         }
     }
 
-    fn bury(&self, record: &AuditRecord<'_>, error: &Error, answer: &str) -> Result<()> {
+    fn bury(&self, record: &AuditRecord, error: &Error, answer: &str) -> Result<()> {
         #[derive(Serialize)]
         struct DeadLetter<'a> {
-            record: &'a AuditRecord<'a>,
+            record: &'a AuditRecord,
             status: Option<u16>,
             body: &'a str,
             error: String,
@@ -747,7 +747,7 @@ impl Run<'_> {
             .unwrap_or_default();
     }
 
-    fn orphan(&self, record: &AuditRecord<'_>) -> Orphan {
+    fn orphan(&self, record: &AuditRecord) -> Orphan {
         let known = self.unknown.iter().find(|(id, _)| *id == record.id);
         Orphan {
             id: record.id.to_string(),
@@ -762,7 +762,7 @@ impl Run<'_> {
     }
 }
 
-fn is_applied(outcome: &AuditRecord<'_>) -> bool {
+fn is_applied(outcome: &AuditRecord) -> bool {
     matches!(outcome.status, Status::Applied | Status::AlreadyApplied)
 }
 

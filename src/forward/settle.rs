@@ -20,7 +20,7 @@ enum Verdict {
 }
 
 /// Whether both go to the same target, on top of the same version.
-fn on_one_version(one: &AuditRecord<'_>, other: &AuditRecord<'_>) -> bool {
+fn on_one_version(one: &AuditRecord, other: &AuditRecord) -> bool {
     one.id != other.id
         && one.target != TargetKind::Participant
         && one.previous_version.is_some()
@@ -32,7 +32,7 @@ fn on_one_version(one: &AuditRecord<'_>, other: &AuditRecord<'_>) -> bool {
 
 /// Whether an outcome shows that another write was not applied: of writes on top of one version a
 /// lock lets only one through. One that was found in place may be the other one's.
-pub(super) fn rules_out(outcome: &AuditRecord<'_>, other: &AuditRecord<'_>) -> bool {
+pub(super) fn rules_out(outcome: &AuditRecord, other: &AuditRecord) -> bool {
     outcome.status == Status::Applied && on_one_version(outcome, other)
 }
 
@@ -113,7 +113,7 @@ impl Run<'_> {
     }
 
     /// The first orphan that was not tried lately.
-    fn unsettled(&self) -> Option<AuditRecord<'static>> {
+    fn unsettled(&self) -> Option<AuditRecord> {
         let is_unknown = |id: &str| self.unknown.iter().any(|(known, _)| known == id);
         let mut pending = self.pending.iter();
         let found = pending.find(|one| one.is_orphan() && !is_unknown(&one.record.id));
@@ -122,12 +122,12 @@ impl Run<'_> {
 
     /// How long to wait: a request may outlive the process that sent it, and what it wrote may not
     /// show at once.
-    fn too_young(&self, intent: &AuditRecord<'_>) -> Duration {
+    fn too_young(&self, intent: &AuditRecord) -> Duration {
         let age = self.of.clock.wall().duration_since(intent.timestamp);
         SETTLE_AFTER.saturating_sub(age.unwrap_or_default())
     }
 
-    fn settle_one(&mut self, client: &Client, intent: AuditRecord<'static>) -> Result<()> {
+    fn settle_one(&mut self, client: &Client, intent: AuditRecord) -> Result<()> {
         let verdict = match self.is_superseded(&intent.id) {
             true => Verdict::Unknown(String::new()),
             false => verdict(client, &intent, self.cancel)?,
@@ -146,7 +146,7 @@ impl Run<'_> {
         self.log.ahead(cancel, |record| {
             match record.phase {
                 AuditPhase::Outcome if record.id == intent.id => {
-                    outcome = Some(record.clone().into_owned());
+                    outcome = Some(record.clone());
                 }
                 AuditPhase::Intent if on_one_version(record, &intent) => {
                     rivals.push(record.id.to_string());
@@ -176,7 +176,7 @@ impl Run<'_> {
             Verdict::NotInPlace { may_have_applied } => (Status::Failed, may_have_applied),
             Verdict::Unknown(why) => {
                 log::warn!("what became of write {} is not known: {why}", intent.id);
-                self.unknown.push((intent.id.into_owned(), why));
+                self.unknown.push((intent.id, why));
                 return Ok(());
             }
         };
@@ -200,7 +200,7 @@ impl Run<'_> {
 
     /// Delivers a settled write at once, so that its event keeps its place. Its outcome is read
     /// later, and not delivered again.
-    fn settled(&mut self, outcome: &AuditRecord<'_>) -> Result<()> {
+    fn settled(&mut self, outcome: &AuditRecord) -> Result<()> {
         if is_applied(outcome) {
             self.deliver(outcome)?;
             self.told.push(outcome.id.to_string());
@@ -219,7 +219,7 @@ impl Run<'_> {
 
     /// What was not known while another write on the same version was in flight can be found out
     /// now.
-    pub(super) fn decided(&mut self, outcome: &AuditRecord<'_>) {
+    pub(super) fn decided(&mut self, outcome: &AuditRecord) {
         let rivals = self.pending.iter().map(|one| &one.record);
         for rival in rivals.filter(|record| on_one_version(outcome, record)) {
             self.unknown.retain(|(id, _)| *id != rival.id);
@@ -232,12 +232,12 @@ impl Run<'_> {
     }
 }
 
-fn verdict(client: &Client, intent: &AuditRecord<'_>, cancel: &Cancel) -> Result<Verdict> {
+fn verdict(client: &Client, intent: &AuditRecord, cancel: &Cancel) -> Result<Verdict> {
     let unknown = |why: &str| Ok(Verdict::Unknown(why.to_owned()));
     let Some(wanted) = &intent.attributes else {
         return unknown("the log holds no values of it");
     };
-    let conversation = intent.conversation_id.as_ref();
+    let conversation = intent.conversation_id.as_str();
     let target = match (intent.target, intent.resource_id.as_deref()) {
         (TargetKind::Conversation, _) => Target::conversation(conversation),
         (TargetKind::Secure, _) => Target::secure(conversation),

@@ -209,9 +209,9 @@ impl Webhook {
     /// });
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
-    pub fn deliver(&self, event: &UpdateEvent<'_>) -> Result<()> {
+    pub fn deliver(&self, event: &UpdateEvent) -> Result<()> {
         let body = event.webhook_payload().to_string();
-        self.post(&event.audit_id, body.as_bytes())
+        self.post(&event.id, body.as_bytes())
             .map_err(Undelivered::into_error)
     }
 

@@ -1,6 +1,5 @@
 //! Telling others what was changed: closures, and bounded channels.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,24 +9,23 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use log::warn;
-use serde::de::{Deserialize, Deserializer};
-use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::report::audit::{AuditPhase, AuditRecord};
+use crate::report::audit::AuditRecord;
 use crate::report::metrics::Counters;
-use crate::report::receipt::{Answer, Outcome, Receipt, Status};
 use crate::util::sync::{discard, lock};
 use crate::values::attributes::Attributes;
 
 /// An update that was applied.
 ///
-/// It has the fields of the [`Receipt`], which it dereferences to (`event.conversation_id`,
-/// `event.version`, `event.latency`), and what was written. Hooks are lent it;
-/// [`into_owned`](UpdateEvent::into_owned) makes one to keep. `Debug` shows keys, and no values.
-#[derive(Clone, PartialEq)]
+/// It dereferences to the [`AuditRecord`] of the outcome: `event.conversation_id`, `event.version`,
+/// `event.latency`. `Debug` shows keys, and no values.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 #[non_exhaustive]
-pub struct UpdateEvent<'a> {
+pub struct UpdateEvent {
     /// Counts the events of one client, from 1, for each conversation in the order of its writes.
     /// Subscriptions get them in that order. Hooks run on the threads that update: where several
     /// update one conversation at the same moment, their hooks may overlap, and this gives the
@@ -36,123 +34,51 @@ pub struct UpdateEvent<'a> {
     /// The attributes as they were written. Empty for secure attributes, unless the client was
     /// told otherwise by
     /// [`secure_values_in_events`](crate::ClientBuilder::secure_values_in_events).
-    pub attributes: Cow<'a, Attributes>,
-    /// The keys that were removed.
-    pub removed_keys: Cow<'a, [String]>,
-    pub(crate) receipt: Cow<'a, Receipt>,
-    /// The keys that were set, where the attributes do not hold them.
-    pub(crate) hidden_keys: Vec<Cow<'a, str>>,
-    pub(crate) audit_id: Cow<'a, str>,
-    /// The values in the audit record, as the client is set.
-    pub(crate) audit_values: bool,
+    pub attributes: Attributes,
+    pub(crate) audit_log: AuditRecord,
 }
 
-impl Deref for UpdateEvent<'_> {
-    type Target = Receipt;
+impl Deref for UpdateEvent {
+    type Target = AuditRecord;
 
-    fn deref(&self) -> &Receipt {
-        &self.receipt
+    fn deref(&self) -> &AuditRecord {
+        &self.audit_log
     }
 }
 
-impl UpdateEvent<'_> {
+impl UpdateEvent {
     /// The keys that were set, those of secure attributes too.
-    pub fn updated_keys(&self) -> Vec<&str> {
-        let hidden = self.hidden_keys.iter().map(|key| key.as_ref());
-        self.attributes
-            .keys()
-            .map(String::as_str)
-            .chain(hidden)
-            .collect()
+    pub fn updated_keys(&self) -> &[String] {
+        &self.audit_log.updated_keys
     }
 
-    /// The webhook envelope: `eventType` and a `payload` of `conversationId`,
-    /// `updatedAttributes`, `version` and `processedAt` (RFC 3339).
-    ///
-    /// For secure attributes `updatedAttributes` is empty and `updatedKeys` lists the keys.
+    /// The webhook envelope, as of [`AuditRecord::webhook_payload`], with the values of
+    /// [`attributes`](UpdateEvent::attributes).
     pub fn webhook_payload(&self) -> Value {
-        AuditRecord {
-            attributes: Some(Cow::Borrowed(&self.attributes)),
-            ..self.audit()
-        }
-        .webhook_payload()
+        self.audit_log.envelope(Some(&self.attributes))
     }
 
     /// The outcome as it is audited.
-    pub fn audit(&self) -> AuditRecord<'_> {
-        outcome_record(
-            &self.audit_id,
-            &self.receipt,
-            self.updated_keys().into_iter().map(Cow::Borrowed).collect(),
-            &self.removed_keys,
-            self.audit_values.then_some(&*self.attributes),
-        )
-    }
-
-    /// The event as its owner.
-    pub fn into_owned(self) -> UpdateEvent<'static> {
-        let keys = self.hidden_keys.into_iter();
-        UpdateEvent {
-            sequence: self.sequence,
-            attributes: Cow::Owned(self.attributes.into_owned()),
-            removed_keys: Cow::Owned(self.removed_keys.into_owned()),
-            receipt: Cow::Owned(self.receipt.into_owned()),
-            hidden_keys: keys.map(|key| Cow::Owned(key.into_owned())).collect(),
-            audit_id: Cow::Owned(self.audit_id.into_owned()),
-            audit_values: self.audit_values,
-        }
+    pub fn audit(&self) -> &AuditRecord {
+        &self.audit_log
     }
 }
 
-/// The audit record of an update that did not fail, lent from its receipt.
-pub(crate) fn outcome_record<'a>(
-    id: &'a str,
-    receipt: &'a Receipt,
-    updated_keys: Vec<Cow<'a, str>>,
-    removed_keys: &'a [String],
-    values: Option<&'a Attributes>,
-) -> AuditRecord<'a> {
-    AuditRecord {
-        id: Cow::Borrowed(id),
-        phase: AuditPhase::Outcome,
-        timestamp: receipt.timestamp,
-        conversation_id: Cow::Borrowed(&receipt.conversation_id),
-        target: receipt.target,
-        resource_id: receipt.resource_id.as_deref().map(Cow::Borrowed),
-        status: Status::from(receipt.outcome),
-        updated_keys,
-        removed_keys: Cow::Borrowed(removed_keys),
-        attributes: values.map(Cow::Borrowed),
-        previous_version: receipt.previous_version.as_deref().map(Cow::Borrowed),
-        version: receipt.version.as_deref().map(Cow::Borrowed),
-        attempts: receipt.attempts,
-        requests: receipt.requests,
-        latency: receipt.latency,
-        error_kind: None,
-        http_status: None,
-        may_have_applied: false,
-        correlation_id: receipt.correlation_id.as_deref().map(Cow::Borrowed),
-        settled: false,
-    }
-}
-
-impl fmt::Debug for UpdateEvent<'_> {
+impl fmt::Debug for UpdateEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UpdateEvent")
             .field("sequence", &self.sequence)
-            .field("updated_keys", &self.updated_keys())
-            .field("removed_keys", &self.removed_keys)
-            .field("receipt", &self.receipt)
+            .field("audit_log", &self.audit_log)
             .finish_non_exhaustive()
     }
 }
 
-/// `sequence`, `conversationId`, `target`, `resourceId`, `attributes`, `updatedKeys`,
+/// `id`, `sequence`, `conversationId`, `target`, `resourceId`, `attributes`, `updatedKeys`,
 /// `removedKeys`, `version`, `previousVersion`, `latencyMs`, `timestamp` and `auditLog`.
-impl Serialize for UpdateEvent<'_> {
+impl Serialize for UpdateEvent {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let audit = self.audit();
         let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("id", &self.id)?;
         map.serialize_entry("sequence", &self.sequence)?;
         map.serialize_entry("conversationId", &self.conversation_id)?;
         map.serialize_entry("target", &self.target)?;
@@ -160,7 +86,7 @@ impl Serialize for UpdateEvent<'_> {
             map.serialize_entry("resourceId", id)?;
         }
         map.serialize_entry("attributes", &self.attributes)?;
-        map.serialize_entry("updatedKeys", &audit.updated_keys)?;
+        map.serialize_entry("updatedKeys", self.updated_keys())?;
         if !self.removed_keys.is_empty() {
             map.serialize_entry("removedKeys", &self.removed_keys)?;
         }
@@ -168,60 +94,8 @@ impl Serialize for UpdateEvent<'_> {
         map.serialize_entry("previousVersion", &self.previous_version)?;
         map.serialize_entry("latencyMs", &crate::util::date::whole_millis(self.latency))?;
         map.serialize_entry("timestamp", &crate::util::date::rfc3339(self.timestamp))?;
-        map.serialize_entry("auditLog", &audit)?;
+        map.serialize_entry("auditLog", &self.audit_log)?;
         map.end()
-    }
-}
-
-/// Reads what serializing wrote. What that leaves out is as if it had not happened: the answer's
-/// body, `conversation_ended`, `verified`, `audit_failed` and `hook_panics`.
-impl<'de> Deserialize<'de> for UpdateEvent<'static> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(serde::Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Fields {
-            sequence: u64,
-            attributes: Attributes,
-            #[serde(rename = "auditLog")]
-            audit: AuditRecord<'static>,
-        }
-        let Fields {
-            sequence,
-            attributes,
-            audit,
-        } = Fields::deserialize(deserializer)?;
-        let owned = |text: Option<Cow<'_, str>>| text.map(Cow::into_owned);
-        let mut hidden_keys = audit.updated_keys;
-        hidden_keys.retain(|key| !attributes.contains_key(key.as_ref()));
-        Ok(UpdateEvent {
-            sequence,
-            attributes: Cow::Owned(attributes),
-            removed_keys: audit.removed_keys,
-            receipt: Cow::Owned(Receipt {
-                outcome: match audit.status {
-                    Status::AlreadyApplied => Outcome::AlreadyApplied,
-                    _ => Outcome::Applied,
-                },
-                conversation_id: audit.conversation_id.into_owned(),
-                target: audit.target,
-                resource_id: owned(audit.resource_id),
-                version: owned(audit.version),
-                previous_version: owned(audit.previous_version),
-                attempts: audit.attempts,
-                requests: audit.requests,
-                latency: audit.latency,
-                correlation_id: owned(audit.correlation_id),
-                timestamp: audit.timestamp,
-                conversation_ended: None,
-                verified: false,
-                audit_failed: false,
-                hook_panics: 0,
-                answer: Answer::default(),
-            }),
-            hidden_keys,
-            audit_id: audit.id,
-            audit_values: audit.attributes.is_some(),
-        })
     }
 }
 
@@ -230,15 +104,15 @@ impl<'de> Deserialize<'de> for UpdateEvent<'static> {
 #[non_exhaustive]
 pub struct Delivery {
     /// The event. `Delivery` dereferences to it.
-    pub event: Arc<UpdateEvent<'static>>,
+    pub event: Arc<UpdateEvent>,
     /// How many events this subscription lost since the one before, because it was full.
     pub lost_before: u64,
 }
 
 impl Deref for Delivery {
-    type Target = UpdateEvent<'static>;
+    type Target = UpdateEvent;
 
-    fn deref(&self) -> &UpdateEvent<'static> {
+    fn deref(&self) -> &UpdateEvent {
         &self.event
     }
 }
@@ -353,7 +227,7 @@ impl Iterator for IntoIter {
     }
 }
 
-pub(crate) type Hook = Box<dyn Fn(&UpdateEvent<'_>) + Send + Sync>;
+pub(crate) type Hook = Box<dyn Fn(&UpdateEvent) + Send + Sync>;
 
 struct Subscriber {
     sender: SyncSender<Delivery>,
@@ -405,7 +279,7 @@ impl Listeners {
     }
 
     /// Calls every hook, in the order of their registration. Returns how many panicked.
-    pub(crate) fn run_hooks(&self, event: &UpdateEvent<'_>, counters: &Counters) -> u32 {
+    pub(crate) fn run_hooks(&self, event: &UpdateEvent, counters: &Counters) -> u32 {
         let mut panics = 0;
         for hook in &self.hooks {
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| hook(event))) {
@@ -433,7 +307,7 @@ impl Listeners {
 
     /// Puts the event into every subscription. It does not wait, so it is done while the
     /// conversation's lock is held, which keeps the order of the writes.
-    pub(crate) fn deliver(&self, event: UpdateEvent<'static>, counters: &Counters) {
+    pub(crate) fn deliver(&self, event: UpdateEvent, counters: &Counters) {
         let event = Arc::new(event);
         let mut newly_full = 0;
         {

@@ -139,7 +139,7 @@ fn unknown(what: &str, name: &str) -> Error {
 /// The proof of an update: what happened, gathered once.
 ///
 /// `Debug` shows no values: of the platform's answer only its size.
-#[derive(Clone, PartialEq, Eq, Serialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Receipt {
@@ -176,14 +176,18 @@ pub struct Receipt {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conversation_ended: Option<bool>,
     /// The values were read back after the write; see [`Update::verify`](crate::Update::verify).
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub verified: bool,
     /// An audit record of this update could not be kept.
     pub audit_failed: bool,
     /// How many hooks panicked on this update's event.
     pub hook_panics: u32,
     /// The platform's answer to the write, as it came.
-    #[serde(rename = "response", skip_serializing_if = "Answer::is_not_json")]
+    #[serde(
+        rename = "response",
+        default,
+        skip_serializing_if = "Answer::is_not_json"
+    )]
     pub(crate) answer: Answer,
 }
 
@@ -204,6 +208,12 @@ impl Answer {
 impl Serialize for Answer {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.json().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Answer {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Value::deserialize(deserializer).map(|json| Answer(json.to_string().into_bytes()))
     }
 }
 
@@ -238,7 +248,7 @@ impl fmt::Debug for Receipt {
 }
 
 /// What a target holds at one moment. `Debug` shows keys, and no values.
-#[derive(Clone, PartialEq, Eq, Serialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Snapshot {
@@ -324,7 +334,7 @@ impl fmt::Debug for Snapshot {
 }
 
 /// Who the credentials are: the answer of `GET /api/v2/tokens/me`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Identity {
@@ -338,18 +348,8 @@ pub struct Identity {
     pub client_name: Option<String>,
     /// Until when the token is good. `None` for a given access token, whose end the platform does
     /// not say. In records: RFC 3339, UTC.
-    #[serde(serialize_with = "time_or_null")]
+    #[serde(with = "crate::util::date::text_or_null")]
     pub expires_at: Option<SystemTime>,
-}
-
-fn time_or_null<S: serde::Serializer>(
-    time: &Option<SystemTime>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    match time {
-        Some(time) => crate::util::date::text::serialize(time, serializer),
-        None => serializer.serialize_none(),
-    }
 }
 
 #[cfg(test)]
@@ -456,5 +456,53 @@ mod tests {
             Outcome::AlreadyApplied
         );
         assert!("pending".parse::<Outcome>().is_err());
+    }
+
+    #[test]
+    fn receipt_snapshot_and_identity_read_back_from_their_json() {
+        fn read_back<T: Serialize + DeserializeOwned>(value: &T) -> Value {
+            let written = serde_json::to_value(value).unwrap();
+            let again: T = serde_json::from_value(written.clone()).unwrap();
+            assert_eq!(serde_json::to_value(again).unwrap(), written);
+            written
+        }
+        let receipt = Receipt {
+            outcome: Outcome::AlreadyApplied,
+            conversation_id: "c-1".into(),
+            target: TargetKind::Custom,
+            resource_id: Some("r".into()),
+            version: Some("2".into()),
+            previous_version: None,
+            attempts: 1,
+            requests: 2,
+            latency: Duration::from_millis(41),
+            correlation_id: Some("abc".into()),
+            timestamp: std::time::UNIX_EPOCH,
+            conversation_ended: Some(true),
+            verified: true,
+            audit_failed: true,
+            hook_panics: 3,
+            answer: Answer(br#"{"version":2}"#.to_vec()),
+        };
+        assert_eq!(read_back(&receipt)["response"]["version"], 2);
+        let bare = Receipt {
+            resource_id: None,
+            correlation_id: None,
+            conversation_ended: None,
+            verified: false,
+            answer: Answer::default(),
+            ..receipt
+        };
+        assert_eq!(read_back(&bare).get("response"), None);
+        read_back(&snapshot(json!({ "a": 1.5, "b": [null] })));
+        for expires_at in [None, Some(std::time::UNIX_EPOCH)] {
+            read_back(&Identity {
+                organization_id: Some("o".into()),
+                organization_name: None,
+                client_id: None,
+                client_name: None,
+                expires_at,
+            });
+        }
     }
 }

@@ -1,14 +1,13 @@
 //! Records to give to code of yours that takes them: hooks, audit sinks, readers of outcomes.
 
-use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use crate::batch::BatchOutcome;
 use crate::error::Result;
-use crate::report::audit::AuditRecord;
-use crate::report::event::{UpdateEvent, outcome_record};
+use crate::report::audit::{AuditPhase, AuditRecord};
+use crate::report::event::UpdateEvent;
 use crate::report::metrics::{Counters, Metrics};
-use crate::report::receipt::{Answer, Outcome, Receipt, Snapshot};
+use crate::report::receipt::{Answer, Outcome, Receipt, Snapshot, Status};
 use crate::store::{Target, TargetKind};
 use crate::{Attributes, Update};
 
@@ -87,15 +86,11 @@ pub fn snapshot(target: &Target, attributes: Attributes) -> Snapshot {
 /// let event = testing::event(&update, testing::receipt(&update));
 /// assert_eq!(event.webhook_payload()["payload"]["updatedAttributes"]["tier"], "gold");
 /// ```
-pub fn event(update: &Update, receipt: Receipt) -> UpdateEvent<'static> {
+pub fn event(update: &Update, receipt: Receipt) -> UpdateEvent {
     UpdateEvent {
         sequence: 1,
-        attributes: Cow::Owned(update.attributes().clone()),
-        removed_keys: Cow::Owned(update.removals().to_vec()),
-        receipt: Cow::Owned(receipt),
-        hidden_keys: Vec::new(),
-        audit_id: Cow::Borrowed("test-1"),
-        audit_values: false,
+        attributes: update.attributes().clone(),
+        audit_log: outcome(update, receipt),
     }
 }
 
@@ -109,16 +104,33 @@ pub fn event(update: &Update, receipt: Receipt) -> UpdateEvent<'static> {
 /// assert_eq!(record.updated_keys, ["iban"]);
 /// (record.phase, record.status) = (AuditPhase::Intent, Status::Pending);
 /// ```
-pub fn audit_record(update: &Update) -> AuditRecord<'static> {
-    let keys = update.attributes().keys();
-    outcome_record(
-        "test-1",
-        &receipt(update),
-        keys.map(|key| Cow::Borrowed(key.as_str())).collect(),
-        update.removals(),
-        None,
-    )
-    .into_owned()
+pub fn audit_record(update: &Update) -> AuditRecord {
+    outcome(update, receipt(update))
+}
+
+fn outcome(update: &Update, receipt: Receipt) -> AuditRecord {
+    AuditRecord {
+        id: "test-1".to_owned(),
+        phase: AuditPhase::Outcome,
+        timestamp: receipt.timestamp,
+        conversation_id: receipt.conversation_id,
+        target: receipt.target,
+        resource_id: receipt.resource_id,
+        status: Status::from(receipt.outcome),
+        updated_keys: update.attributes().keys().cloned().collect(),
+        removed_keys: update.removals().to_vec(),
+        attributes: None,
+        previous_version: receipt.previous_version,
+        version: receipt.version,
+        attempts: receipt.attempts,
+        requests: receipt.requests,
+        latency: receipt.latency,
+        error_kind: None,
+        http_status: None,
+        may_have_applied: false,
+        correlation_id: receipt.correlation_id,
+        settled: false,
+    }
 }
 
 /// What a batch hands back for a line that ended like this, at the Unix epoch.

@@ -95,7 +95,7 @@ impl Core {
     }
 
     /// Keeps a record; `false` when that failed, which is no error of the update.
-    pub(super) fn keep(&self, record: &AuditRecord<'_>) -> bool {
+    pub(super) fn keep(&self, record: &AuditRecord) -> bool {
         let Some(audit) = &self.audit else {
             return true;
         };

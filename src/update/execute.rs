@@ -137,20 +137,23 @@ impl Core {
         let tells = outcome != Outcome::Unchanged;
         // A conflict may have shown that there is nothing to change after an intent was recorded,
         // which is closed then. It is no event all the same.
-        if self.audit.is_some() && (tells || facts.audit_id.is_some()) {
+        let listened = tells && self.listeners.any();
+        let audited = self.audit.is_some() && (tells || facts.audit_id.is_some());
+        if listened || audited {
             let id = self.audit_id(&mut facts);
-            receipt.audit_failed |= !self.keep(&facts.outcome(&id, &receipt));
-        }
-        if tells && self.listeners.any() {
-            let id = self.audit_id(&mut facts);
-            let sequence = self.listeners.next_sequence();
-            let event = facts.event(sequence, &id, &receipt, self.secure_values_in_events);
-            if self.listeners.has_subscribers() {
-                self.listeners
-                    .deliver(event.clone().into_owned(), &self.counters);
+            let record = facts.outcome(id, &receipt);
+            if audited {
+                receipt.audit_failed |= !self.keep(&record);
             }
-            drop(guard);
-            receipt.hook_panics = self.listeners.run_hooks(&event, &self.counters);
+            if listened {
+                let sequence = self.listeners.next_sequence();
+                let event = facts.event(sequence, record, self.secure_values_in_events);
+                if self.listeners.has_subscribers() {
+                    self.listeners.deliver(event.clone(), &self.counters);
+                }
+                drop(guard);
+                receipt.hook_panics = self.listeners.run_hooks(&event, &self.counters);
+            }
         }
         Ok(receipt)
     }
@@ -164,7 +167,7 @@ impl Core {
                 Status::Refused
             };
             let id = self.audit_id(facts);
-            self.keep(&facts.failure(&id, status, &error, self.clock.wall()));
+            self.keep(&facts.failure(id, status, &error, self.clock.wall()));
         }
         error
     }

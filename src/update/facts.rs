@@ -106,22 +106,8 @@ impl<'a> Facts<'a> {
         }
     }
 
-    fn keys(&self) -> Vec<Cow<'_, str>> {
-        let keys = self.wanted.keys();
-        keys.map(|key| Cow::Borrowed(key.as_str())).collect()
-    }
-
-    fn audited_values(&self) -> Option<&Attributes> {
-        self.audit_values.then_some(&*self.wanted)
-    }
-
     /// The record before a write.
-    pub(super) fn intent<'r>(
-        &'r self,
-        id: &'r str,
-        call: &Call<'_>,
-        timestamp: SystemTime,
-    ) -> AuditRecord<'r> {
+    pub(super) fn intent(&self, id: String, call: &Call<'_>, timestamp: SystemTime) -> AuditRecord {
         AuditRecord {
             attempts: call.attempts,
             requests: call.requests,
@@ -130,19 +116,19 @@ impl<'a> Facts<'a> {
         }
     }
 
-    fn record<'r>(&'r self, id: &'r str, timestamp: SystemTime) -> AuditRecord<'r> {
+    fn record(&self, id: String, timestamp: SystemTime) -> AuditRecord {
         AuditRecord {
-            id: Cow::Borrowed(id),
+            id,
             phase: AuditPhase::Intent,
             timestamp,
-            conversation_id: Cow::Borrowed(self.target.conversation_id()),
+            conversation_id: self.target.conversation_id().to_owned(),
             target: self.target.kind(),
-            resource_id: self.target.resource_id(&self.state).map(Cow::Owned),
+            resource_id: self.target.resource_id(&self.state),
             status: Status::Pending,
-            updated_keys: self.keys(),
-            removed_keys: Cow::Borrowed(&self.removed),
-            attributes: self.audited_values().map(Cow::Borrowed),
-            previous_version: self.state.version.as_deref().map(Cow::Borrowed),
+            updated_keys: self.wanted.keys().cloned().collect(),
+            removed_keys: self.removed.to_vec(),
+            attributes: self.audit_values.then(|| self.wanted.clone().into_owned()),
+            previous_version: self.state.version.clone(),
             version: None,
             attempts: 0,
             requests: 0,
@@ -156,60 +142,65 @@ impl<'a> Facts<'a> {
     }
 
     /// The record of an update that did not fail.
-    pub(super) fn outcome<'r>(&'r self, id: &'r str, receipt: &'r Receipt) -> AuditRecord<'r> {
-        crate::report::event::outcome_record(
-            id,
-            receipt,
-            self.keys(),
-            &self.removed,
-            self.audited_values(),
-        )
+    pub(super) fn outcome(&self, id: String, receipt: &Receipt) -> AuditRecord {
+        AuditRecord {
+            phase: AuditPhase::Outcome,
+            resource_id: receipt.resource_id.clone(),
+            status: Status::from(receipt.outcome),
+            previous_version: receipt.previous_version.clone(),
+            version: receipt.version.clone(),
+            attempts: receipt.attempts,
+            requests: receipt.requests,
+            latency: receipt.latency,
+            correlation_id: receipt.correlation_id.clone(),
+            ..self.record(id, receipt.timestamp)
+        }
     }
 
     /// The record of an update that failed, or was refused before anything was written.
-    pub(super) fn failure<'r>(
-        &'r self,
-        id: &'r str,
+    pub(super) fn failure(
+        &self,
+        id: String,
         status: Status,
-        error: &'r Error,
+        error: &Error,
         timestamp: SystemTime,
-    ) -> AuditRecord<'r> {
+    ) -> AuditRecord {
         AuditRecord {
             phase: AuditPhase::Outcome,
             status,
-            previous_version: self.last_write_base.as_deref().map(Cow::Borrowed),
+            previous_version: self.last_write_base.clone(),
             attempts: error.attempts(),
             requests: error.requests(),
             latency: error.latency(),
             error_kind: Some(error.kind()),
             http_status: error.http_status(),
             may_have_applied: error.may_have_applied(),
-            correlation_id: error.correlation_id().map(Cow::Borrowed),
+            correlation_id: error.correlation_id().map(str::to_owned),
             ..self.record(id, timestamp)
         }
     }
 
-    /// The event of an applied update. `values`: also those of secure attributes.
-    pub(super) fn event<'e>(
-        &'e self,
+    /// The event of an applied update, from the record of its outcome.
+    ///
+    /// `secure_values`: the values of secure attributes may be in it.
+    pub(super) fn event(
+        &self,
         sequence: u64,
-        id: &'e str,
-        receipt: &'e Receipt,
-        values: bool,
-    ) -> UpdateEvent<'e> {
-        let hidden = self.target.is_confidential() && !values;
+        mut audit_log: AuditRecord,
+        secure_values: bool,
+    ) -> UpdateEvent {
+        let hidden = self.target.is_confidential() && !secure_values;
+        if hidden {
+            audit_log.attributes = None;
+        }
         UpdateEvent {
             sequence,
             attributes: if hidden {
-                Cow::Owned(Attributes::new())
+                Attributes::new()
             } else {
-                Cow::Borrowed(&*self.wanted)
+                self.wanted.clone().into_owned()
             },
-            removed_keys: Cow::Borrowed(&self.removed),
-            receipt: Cow::Borrowed(receipt),
-            hidden_keys: if hidden { self.keys() } else { Vec::new() },
-            audit_id: Cow::Borrowed(id),
-            audit_values: self.audit_values && !hidden,
+            audit_log,
         }
     }
 }

@@ -403,7 +403,7 @@ impl<'a> Run<'a> {
         {
             facts.intended = true;
             let id = core.audit_id(facts);
-            let intent = facts.intent(&id, &self.call, now);
+            let intent = facts.intent(id, &self.call, now);
             if let Err(e) = audit::record(audit.sink.as_ref(), &intent) {
                 core.counters.audit_failures.increment();
                 if audit.mode == AuditMode::Strict {

@@ -211,6 +211,29 @@ pub(crate) mod text {
     }
 }
 
+/// As [`text`], where there may be no time: null.
+pub(crate) mod text_or_null {
+    use std::time::SystemTime;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Text(#[serde(with = "super::text")] SystemTime);
+
+    pub(crate) fn serialize<S: Serializer>(
+        time: &Option<SystemTime>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        time.map(Text).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<SystemTime>, D::Error> {
+        Ok(Option::<Text>::deserialize(deserializer)?.map(|text| text.0))
+    }
+}
+
 /// A duration in a record: whole milliseconds. For `#[serde(with = "crate::util::date::millis")]`.
 pub(crate) mod millis {
     use std::time::Duration;

@@ -153,12 +153,12 @@ fn debug_of_every_public_type_holds_no_value() {
         .secure_values_in_events(true)
         .audit_values(true)
     };
-    let audit = move |record: &AuditRecord<'_>| {
+    let audit = move |record: &AuditRecord| {
         let mut seen = record_seen.lock().unwrap();
         seen.check("AuditRecord", record);
         Ok(())
     };
-    let hook = move |event: &UpdateEvent<'_>| {
+    let hook = move |event: &UpdateEvent| {
         let mut seen = hook_seen.lock().unwrap();
         seen.check("UpdateEvent", event);
     };

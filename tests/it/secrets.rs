@@ -254,7 +254,7 @@ fn update_applied_leaks_nothing() {
         };
         let events = Arc::clone(&events);
         let client = builder
-            .on_update(move |event| events.lock().unwrap().push(event.clone().into_owned()))
+            .on_update(move |event| events.lock().unwrap().push(event.clone()))
             .build()
             .unwrap();
         for update in updates(id) {

@@ -261,7 +261,7 @@ fn may_hold_orphans(path: &Path, mut file: &File) -> io::Result<bool> {
     let mut pending: HashSet<String> = HashSet::new();
     for line in BufReader::new(file).split(b'\n') {
         let line = line?;
-        let Ok(record) = serde_json::from_slice::<AuditRecord<'_>>(&line) else {
+        let Ok(record) = serde_json::from_slice::<AuditRecord>(&line) else {
             continue;
         };
         match record.phase {
@@ -269,8 +269,8 @@ fn may_hold_orphans(path: &Path, mut file: &File) -> io::Result<bool> {
                 pending.clear();
                 is_known = true;
             }
-            AuditPhase::Intent => drop(pending.insert(record.id.into_owned())),
-            AuditPhase::Outcome => drop(pending.remove(record.id.as_ref())),
+            AuditPhase::Intent => drop(pending.insert(record.id)),
+            AuditPhase::Outcome => drop(pending.remove(&record.id)),
         }
     }
     Ok(!is_known || !pending.is_empty())
@@ -281,7 +281,7 @@ fn is_part(path: &Path, other: &Path) -> bool {
 }
 
 /// The record that says that nobody else writes.
-fn opened() -> AuditRecord<'static> {
+fn opened() -> AuditRecord {
     let now = SystemClock.wall();
     let since = now
         .duration_since(std::time::UNIX_EPOCH)
@@ -295,7 +295,7 @@ fn opened() -> AuditRecord<'static> {
         resource_id: None,
         status: Status::Skipped,
         updated_keys: Vec::new(),
-        removed_keys: Vec::new().into(),
+        removed_keys: Vec::new(),
         attributes: None,
         previous_version: None,
         version: None,
@@ -311,7 +311,7 @@ fn opened() -> AuditRecord<'static> {
 }
 
 impl AuditSink for AuditFile {
-    fn record(&self, record: &AuditRecord<'_>) -> io::Result<()> {
+    fn record(&self, record: &AuditRecord) -> io::Result<()> {
         let mut line = Vec::with_capacity(512);
         line.push(b'\n');
         serde_json::to_writer(&mut line, record)?;
@@ -478,7 +478,7 @@ mod tests {
         drop(AuditFile::open(folder.log()).unwrap());
         assert_eq!(opened_records(&folder), 1);
         for line in lines(&folder.log()) {
-            serde_json::from_str::<AuditRecord<'_>>(&line).unwrap();
+            serde_json::from_str::<AuditRecord>(&line).unwrap();
         }
     }
 

@@ -7,7 +7,6 @@
 pub(crate) mod file;
 pub(crate) mod parts;
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Write};
@@ -56,8 +55,7 @@ impl fmt::Display for AuditPhase {
 /// It holds the keys of the attributes, not their values, which may be personal data; see
 /// [`ClientBuilder::audit_values`](crate::ClientBuilder::audit_values). As JSON its fields are in
 /// camel case (`conversationId`, `updatedKeys`, `latencyMs` in milliseconds, `timestamp` as
-/// RFC 3339); fields without content are left out. A sink is lent the record:
-/// [`into_owned`](AuditRecord::into_owned) makes one to keep. `Debug` shows no values.
+/// RFC 3339); fields without content are left out. `Debug` shows no values.
 ///
 /// ```
 /// use genesys_attributes::Status;
@@ -72,38 +70,38 @@ impl fmt::Display for AuditPhase {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
-pub struct AuditRecord<'a> {
+pub struct AuditRecord {
     /// Joins the records of one update; unique within a process and, by the start of the client
     /// that it holds, in practice beyond.
-    pub id: Cow<'a, str>,
+    pub id: String,
     /// Intent or outcome.
     pub phase: AuditPhase,
     /// When it was made.
     #[serde(with = "crate::util::date::text")]
     pub timestamp: SystemTime,
     /// The conversation's id.
-    pub conversation_id: Cow<'a, str>,
+    pub conversation_id: String,
     /// The kind of the target.
     pub target: TargetKind,
     /// The id of what is written: the participant, or the custom record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resource_id: Option<Cow<'a, str>>,
+    pub resource_id: Option<String>,
     /// What came of it.
     pub status: Status,
     /// The keys that are set.
-    pub updated_keys: Vec<Cow<'a, str>>,
+    pub updated_keys: Vec<String>,
     /// The keys that are removed.
-    #[serde(default, skip_serializing_if = "<[String]>::is_empty")]
-    pub removed_keys: Cow<'a, [String]>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed_keys: Vec<String>,
     /// The values, where they are asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attributes: Option<Cow<'a, Attributes>>,
+    pub attributes: Option<Attributes>,
     /// The version that the write was based on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub previous_version: Option<Cow<'a, str>>,
+    pub previous_version: Option<String>,
     /// The version that the write made, where the platform says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version: Option<Cow<'a, str>>,
+    pub version: Option<String>,
     /// Writes sent so far.
     pub attempts: u32,
     /// API requests sent so far.
@@ -122,29 +120,39 @@ pub struct AuditRecord<'a> {
     pub may_have_applied: bool,
     /// The id under which the platform knows the last request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub correlation_id: Option<Cow<'a, str>>,
+    pub correlation_id: Option<String>,
     /// The outcome was found by a later read of the target: who wrote the intent was gone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub settled: bool,
 }
 
-impl AuditRecord<'_> {
-    /// The webhook envelope of what was applied: `eventType` and a `payload` of `conversationId`,
-    /// `updatedAttributes`, `version` and `processedAt` (RFC 3339).
+impl AuditRecord {
+    /// The webhook envelope of what was applied: `eventType` and a `payload` of `id`,
+    /// `conversationId`, `target`, `resourceId`, `updatedAttributes`, `version` and `processedAt`
+    /// (RFC 3339).
     ///
-    /// Where the record holds no values, as for secure attributes, `updatedAttributes` is empty
-    /// and `updatedKeys` lists the keys. `removedKeys` and `settled` are there where they say
-    /// something.
+    /// The `id` is the same when the update is delivered again. Where the record holds no values, as
+    /// for secure attributes, `updatedAttributes` is empty and `updatedKeys` lists the keys.
+    /// `resourceId`, `removedKeys` and `settled` are left out where they have no content.
     pub fn webhook_payload(&self) -> Value {
+        self.envelope(self.attributes.as_ref())
+    }
+
+    pub(crate) fn envelope(&self, values: Option<&Attributes>) -> Value {
         let mut payload = json!({
+            "id": self.id,
             "conversationId": self.conversation_id,
+            "target": self.target,
             "updatedAttributes": {},
             "version": self.version,
             "processedAt": crate::util::date::rfc3339(self.timestamp),
         });
-        match &self.attributes {
+        if let Some(id) = &self.resource_id {
+            payload["resourceId"] = json!(id);
+        }
+        match values {
             Some(attributes) if !attributes.is_empty() => {
-                payload["updatedAttributes"] = Value::Object(attributes.clone().into_owned());
+                payload["updatedAttributes"] = Value::Object(attributes.clone());
             }
             _ => payload["updatedKeys"] = json!(self.updated_keys),
         }
@@ -156,36 +164,9 @@ impl AuditRecord<'_> {
         }
         json!({ "eventType": "CONVERSATION_ATTRIBUTES_UPDATED", "payload": payload })
     }
-
-    /// The record as its owner.
-    pub fn into_owned(self) -> AuditRecord<'static> {
-        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
-        AuditRecord {
-            id: owned(self.id),
-            phase: self.phase,
-            timestamp: self.timestamp,
-            conversation_id: owned(self.conversation_id),
-            target: self.target,
-            resource_id: self.resource_id.map(owned),
-            status: self.status,
-            updated_keys: self.updated_keys.into_iter().map(owned).collect(),
-            removed_keys: Cow::Owned(self.removed_keys.into_owned()),
-            attributes: self.attributes.map(|a| Cow::Owned(a.into_owned())),
-            previous_version: self.previous_version.map(owned),
-            version: self.version.map(owned),
-            attempts: self.attempts,
-            requests: self.requests,
-            latency: self.latency,
-            error_kind: self.error_kind,
-            http_status: self.http_status,
-            may_have_applied: self.may_have_applied,
-            correlation_id: self.correlation_id.map(owned),
-            settled: self.settled,
-        }
-    }
 }
 
-impl fmt::Debug for AuditRecord<'_> {
+impl fmt::Debug for AuditRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AuditRecord")
             .field("id", &self.id)
@@ -214,7 +195,7 @@ pub trait AuditSink: Send + Sync {
     /// Whatever kept it from being kept. For an intent in strict mode the update then fails with
     /// [`ErrorKind::Audit`] and nothing is written; otherwise the failure is counted, logged and
     /// flagged in the receipt.
-    fn record(&self, record: &AuditRecord<'_>) -> io::Result<()>;
+    fn record(&self, record: &AuditRecord) -> io::Result<()>;
 
     /// Hands over what the sink still holds; called by [`Client::flush`](crate::Client::flush).
     ///
@@ -228,7 +209,7 @@ pub trait AuditSink: Send + Sync {
 
 /// A sink that is shared, so that its owner can still reach it.
 impl<S: AuditSink + ?Sized> AuditSink for Arc<S> {
-    fn record(&self, record: &AuditRecord<'_>) -> io::Result<()> {
+    fn record(&self, record: &AuditRecord) -> io::Result<()> {
         (**self).record(record)
     }
 
@@ -244,7 +225,7 @@ impl<S: AuditSink + ?Sized> AuditSink for Arc<S> {
 /// use genesys_attributes::{Client, Credentials, Region};
 ///
 /// let builder = Client::builder(Region::parse("eu-west-1")?, Credentials::new("id", "secret"))
-///     .audit(|record: &AuditRecord<'_>| {
+///     .audit(|record: &AuditRecord| {
 ///         println!("{} {}", record.conversation_id, record.status);
 ///         Ok(())
 ///     });
@@ -252,9 +233,9 @@ impl<S: AuditSink + ?Sized> AuditSink for Arc<S> {
 /// ```
 impl<F> AuditSink for F
 where
-    F: Fn(&AuditRecord<'_>) -> io::Result<()> + Send + Sync,
+    F: Fn(&AuditRecord) -> io::Result<()> + Send + Sync,
 {
-    fn record(&self, record: &AuditRecord<'_>) -> io::Result<()> {
+    fn record(&self, record: &AuditRecord) -> io::Result<()> {
         self(record)
     }
 }
@@ -312,7 +293,7 @@ impl<W: Write + Send> JsonLines<W> {
 }
 
 impl<W: Write + Send> AuditSink for JsonLines<W> {
-    fn record(&self, record: &AuditRecord<'_>) -> io::Result<()> {
+    fn record(&self, record: &AuditRecord) -> io::Result<()> {
         let mut state = lock(&self.state);
         let mut line = Vec::with_capacity(512);
         if state.torn {
@@ -344,7 +325,7 @@ impl<W> fmt::Debug for JsonLines<W> {
 pub struct LogSink;
 
 impl AuditSink for LogSink {
-    fn record(&self, record: &AuditRecord<'_>) -> io::Result<()> {
+    fn record(&self, record: &AuditRecord) -> io::Result<()> {
         let line = serde_json::to_string(record)?;
         log::info!(target: "genesys_attributes::audit", "{line}");
         Ok(())
@@ -368,7 +349,7 @@ pub(crate) fn is_recording() -> bool {
 }
 
 /// Records in a sink of the caller's, whose panic is an error like any other.
-pub(crate) fn record(sink: &dyn AuditSink, record: &AuditRecord<'_>) -> io::Result<()> {
+pub(crate) fn record(sink: &dyn AuditSink, record: &AuditRecord) -> io::Result<()> {
     let outer = RECORDING.replace(true);
     let result = caught(|| sink.record(record));
     RECORDING.set(outer);
@@ -391,7 +372,7 @@ fn caught(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) fn sample() -> AuditRecord<'static> {
+    pub(crate) fn sample() -> AuditRecord {
         AuditRecord {
             id: "1-1".into(),
             phase: AuditPhase::Outcome,
@@ -401,7 +382,7 @@ pub(crate) mod tests {
             resource_id: None,
             status: Status::Applied,
             updated_keys: vec!["a\u{7}\nb".into()],
-            removed_keys: Vec::new().into(),
+            removed_keys: Vec::new(),
             attributes: None,
             previous_version: Some("6".into()),
             version: Some("7".into()),
@@ -475,7 +456,7 @@ pub(crate) mod tests {
     fn audit_sink_panic_is_error() {
         struct Bad;
         impl AuditSink for Bad {
-            fn record(&self, _: &AuditRecord<'_>) -> io::Result<()> {
+            fn record(&self, _: &AuditRecord) -> io::Result<()> {
                 panic!("on purpose")
             }
         }
@@ -489,7 +470,5 @@ pub(crate) mod tests {
             serde_json::from_str::<AuditRecord>(&line).unwrap(),
             sample()
         );
-        let owned = sample().into_owned();
-        assert_eq!(owned, sample());
     }
 }

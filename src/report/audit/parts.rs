@@ -85,7 +85,7 @@ impl Part {
         file.take(TAIL).read_to_end(&mut bytes)?;
         file.seek(SeekFrom::Start(before))?;
         let mut lines = bytes.rsplit(|byte| *byte == b'\n');
-        let last = lines.find_map(|line| serde_json::from_slice::<AuditRecord<'_>>(line).ok());
+        let last = lines.find_map(|line| serde_json::from_slice::<AuditRecord>(line).ok());
         Ok(ended(self.modified, last.map(|record| record.timestamp)))
     }
 }
@@ -133,7 +133,7 @@ impl Head {
                 hash.add(&line);
                 head.first = (line != b"\n").then_some(hash.0);
             }
-            if let Ok(record) = serde_json::from_slice::<AuditRecord<'_>>(&line) {
+            if let Ok(record) = serde_json::from_slice::<AuditRecord>(&line) {
                 head.began = Some(record.timestamp);
                 head.is_foreign = false;
                 break;

@@ -55,7 +55,7 @@ fn forward_envelope_is_the_event_s() {
         .builder()
         .audit(AuditFile::open(folder.log()).unwrap())
         .audit_values(true)
-        .on_update(move |event: &UpdateEvent<'_>| {
+        .on_update(move |event: &UpdateEvent| {
             lock(&events).push(event.webhook_payload().to_string());
         })
         .build()

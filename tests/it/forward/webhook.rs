@@ -357,7 +357,7 @@ fn webhook_secrets_are_in_no_debug_text_and_no_error() {
     );
 }
 
-fn an_event() -> UpdateEvent<'static> {
+fn an_event() -> UpdateEvent {
     let memory = Memory::new();
     let client = memory.builder().build().unwrap();
     let events = client.subscribe(1);

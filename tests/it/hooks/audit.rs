@@ -152,7 +152,7 @@ fn audit_values_are_left_out_unless_asked_for() {
         for record in records {
             let expected: Option<Attributes> =
                 asked.then(|| [("tier".to_owned(), json!("gold"))].into_iter().collect());
-            assert_eq!(record.attributes.as_deref(), expected.as_ref());
+            assert_eq!(record.attributes.as_ref(), expected.as_ref());
             let json = serde_json::to_string(&record).unwrap();
             assert_eq!(json.contains("gold"), asked);
         }

@@ -50,10 +50,11 @@ fn event_carries_documented_fields() {
         )
         .unwrap();
     let event = &events.all()[0];
-    let id = event.audit().id.into_owned();
+    let id = event.id.clone();
     assert_eq!(
         serde_json::to_value(event).unwrap(),
         json!({
+            "id": id,
             "sequence": 1,
             "conversationId": "c-1",
             "target": "conversation",
@@ -98,6 +99,8 @@ fn webhook_payload_has_documented_form() {
             json!({
                 "eventType": "CONVERSATION_ATTRIBUTES_UPDATED",
                 "payload": {
+                    "id": events.all()[0].id,
+                    "target": "conversation",
                     "conversationId": "c-1",
                     "updatedAttributes": { "tier": "gold", "score": 85 },
                     "version": version,
@@ -133,10 +136,16 @@ fn event_of_participant_has_id_and_text_values() {
         (genesys_attributes::TargetKind::Participant, Some("p-2"))
     );
     assert_eq!(
-        Value::Object(event.attributes.clone().into_owned()),
+        Value::Object(event.attributes.clone()),
         json!({ "n": "5", "b": "true" })
     );
     assert_eq!(event.audit().resource_id.as_deref(), Some("p-2"));
+    let payload = &event.webhook_payload()["payload"];
+    assert_eq!(payload["id"], *event.audit().id);
+    assert_eq!(payload["target"], "participant");
+    assert_eq!(payload["resourceId"], "p-2");
+    let written = serde_json::to_string(event).unwrap();
+    assert_eq!(*event, serde_json::from_str(&written).unwrap());
 }
 
 #[test]

@@ -51,19 +51,19 @@ impl<T: Clone> Log<T> {
     }
 }
 
-type Events = Log<UpdateEvent<'static>>;
+type Events = Log<UpdateEvent>;
 
 impl Events {
-    fn hook(&self) -> impl Fn(&UpdateEvent<'_>) + Send + Sync + 'static {
+    fn hook(&self) -> impl Fn(&UpdateEvent) + Send + Sync + 'static {
         let log = self.clone();
-        move |event| log.push(event.clone().into_owned())
+        move |event| log.push(event.clone())
     }
 }
 
 /// An audit sink that keeps what it gets, and fails as it is told.
 #[derive(Clone, Default)]
 struct Sink {
-    records: Arc<Mutex<Vec<AuditRecord<'static>>>>,
+    records: Arc<Mutex<Vec<AuditRecord>>>,
     flushes: Arc<AtomicUsize>,
     fails: Option<(AuditPhase, Failing)>,
     fails_to_flush: Option<Failing>,
@@ -98,7 +98,7 @@ impl Sink {
         }
     }
 
-    fn records(&self) -> Vec<AuditRecord<'static>> {
+    fn records(&self) -> Vec<AuditRecord> {
         lock(&self.records).clone()
     }
 }
@@ -108,7 +108,7 @@ impl AuditSink for Sink {
         match self.fails {
             Some((phase, how)) if phase == record.phase => how.fail(),
             _ => {
-                lock(&self.records).push(record.clone().into_owned());
+                lock(&self.records).push(record.clone());
                 Ok(())
             }
         }

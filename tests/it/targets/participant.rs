@@ -410,7 +410,7 @@ fn participant_cached_and_refused_as_gone_is_read_again() {
         let sandbox = sandbox();
         let records = Arc::new(Mutex::new(Vec::new()));
         let kept = records.clone();
-        let keep = move |record: &genesys_attributes::audit::AuditRecord<'_>| {
+        let keep = move |record: &genesys_attributes::audit::AuditRecord| {
             let of = record.resource_id.as_deref().map(str::to_owned);
             kept.lock().unwrap().push((record.status, of));
             Ok(())

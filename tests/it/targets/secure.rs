@@ -310,13 +310,13 @@ fn secure_values_stay_out_of_events_audit_and_errors() {
     for asked_for in [false, true] {
         let sandbox = with(|c| c.secure = Some(secure(7, &[("theirs", "SECRET-theirs")])));
         let audit = Lines::default();
-        let events: Arc<Mutex<Vec<UpdateEvent<'static>>>> = Arc::default();
+        let events: Arc<Mutex<Vec<UpdateEvent>>> = Arc::default();
         let kept = Arc::clone(&events);
         let client = builder(&sandbox)
             .audit(JsonLines::new(audit.clone()))
             .audit_values(true)
             .secure_values_in_events(asked_for)
-            .on_update(move |event| kept.lock().unwrap().push(event.clone().into_owned()))
+            .on_update(move |event| kept.lock().unwrap().push(event.clone()))
             .build()
             .unwrap();
         let locked = Update::secure("c-1")

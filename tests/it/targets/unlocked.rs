@@ -33,7 +33,7 @@ fn text_targets_integers_and_booleans_become_text() {
         assert_body(&sandbox, json!({"attributes": expected}));
         if kind == "participant" {
             // The event tells what was written.
-            assert_eq!(*events.try_recv().unwrap().attributes, expected);
+            assert_eq!(events.try_recv().unwrap().attributes, expected);
         }
         // And so does the comparison with what is there.
         let again = client.update(&update.skip_unchanged()).unwrap();
