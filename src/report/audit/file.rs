@@ -287,7 +287,7 @@ fn opened() -> AuditRecord {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default();
     AuditRecord {
-        id: format!("opened-{:x}-{}", since.as_nanos(), std::process::id()).into(),
+        id: format!("opened-{:x}-{}", since.as_nanos(), std::process::id()),
         phase: AuditPhase::Opened,
         timestamp: now,
         conversation_id: "".into(),
