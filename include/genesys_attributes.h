@@ -28,6 +28,9 @@
  * Handles:      gca_client and gca_cancel may be used by any number of threads at the same time. Freeing one ends that:
  *               no other call may use it then or later, nor may it be freed twice. NULL as a handle is
  *               GCA_INVALID_INPUT; every ..._free(NULL) does nothing.
+ * Fork:         a child that is forked must make clients of its own: a call with one that was made before the fork is
+ *               GCA_CONFIG, before anything is sent. gca_client_free and gca_cancel_free of one return at once there,
+ *               and what it holds stays allocated.
  * Panics:       nothing unwinds out of the library. A defect inside it is GCA_INTERNAL.
  *
  * CALLBACKS

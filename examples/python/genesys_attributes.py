@@ -22,6 +22,9 @@ Ctrl-C ends a call that waits on the main thread with KeyboardInterrupt: a read 
 wait or request (a second Ctrl-C does not wait for that). A change that was under way may then be in place. For this, a
 call from the main thread runs on a helper thread, and so do its callbacks: what is bound to its thread, as a connection
 of sqlite3 is, cannot be used in them.
+
+A forked process (multiprocessing by "fork") may use the clients of its parent: at its first use there, a client logs in
+and connects anew, with a rate limit and metrics of its own. A batch runs in the process that began it only.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ import os
 import queue
 import sys
 import threading
+import weakref
 from types import TracebackType
 from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Type, Union
 
@@ -441,7 +445,6 @@ class Client:
     ) -> None:
         # What callbacks know of it: the client itself would be held by them, and they by it.
         self._key = key = object()
-        self._handle: Optional[_Handle] = None
         self._users = 0
         self._changed = threading.Condition()
         self._batches: set[_Running] = set()
@@ -456,11 +459,29 @@ class Client:
 
             return _ON_TEXT(call)
 
-        callbacks = _Callbacks(ctypes.sizeof(_Callbacks), None, hook(on_update), hook(on_audit))
+        self._callbacks = _Callbacks(ctypes.sizeof(_Callbacks), None, hook(on_update), hook(on_audit))
+        self._config = None if config is None else _json(dict(config))
+        self._forked = False
+        self._handle: Optional[_Handle] = self._open()
+        _clients.add(self)
+
+    def _open(self) -> _Handle:
         handle = ctypes.c_void_p()
-        text = None if config is None else _json(dict(config))
-        _call(_library().gca_client_new, text, ctypes.byref(callbacks), ctypes.byref(handle))
-        self._handle = _Handle(handle.value, callbacks)
+        _call(_library().gca_client_new, self._config, ctypes.byref(self._callbacks), ctypes.byref(handle))
+        return _Handle(handle.value, self._callbacks)
+
+    def _opened(self) -> _Handle:
+        """The library's client, made anew in a forked process. The caller holds _changed."""
+        if self._forked:
+            self._handle, self._forked = self._open(), False
+        if self._handle is None:
+            raise ValueError("the client is closed")
+        return self._handle
+
+    def _after_fork(self) -> None:
+        # Another thread of the parent may have held the lock, or been in a call.
+        self._changed, self._users, self._batches = threading.Condition(), 0, set()
+        self._forked, self._handle = self._forked or self._handle is not None, None
 
     def __enter__(self) -> Client:
         return self
@@ -483,21 +504,19 @@ class Client:
             raise RuntimeError("the client cannot be closed from inside of its call: close the client after the call")
         with self._changed:
             # First, so that no batch begins after this.
-            self._handle = None
+            self._handle, self._forked = None, False
             batches = list(self._batches)
         for batch in batches:
             batch.stop()
         for batch in batches:
             batch.join()
         with self._changed:
-            self._changed.wait_for(lambda: self._users == 0)
+            self._changed.wait_for(lambda: self._users <= 0)
 
     @contextlib.contextmanager
     def _use(self) -> Iterator[_Handle]:
         with self._changed:
-            if self._handle is None:
-                raise ValueError("the client is closed")
-            handle = self._handle
+            handle = self._opened()
             self._users += 1
         try:
             with _inside(self._key):
@@ -722,9 +741,7 @@ class _Running:
             # A thread that the end of the program does not wait for: _stop_all does, and may leave it alone.
             thread = threading.Thread(target=self._run, args=(source,), name="genesys-attributes-batch", daemon=True)
             with self.client._changed:
-                if self.client._handle is None:
-                    raise ValueError("the client is closed")
-                self._handle: Optional[_Handle] = self.client._handle
+                self._handle: Optional[_Handle] = self.client._opened()
                 self.client._batches.add(self)
             _under_way.add(self)
             # Before it starts: when Ctrl-C comes meanwhile, the thread runs and is to be waited for.
@@ -744,10 +761,18 @@ class _Running:
         """Waits for its end. An input that blocks may do so for ever: it gets a second to go on."""
         thread = self._thread
         while thread is not None and not self._finished.wait(1.0):
-            # After stop() no other line is asked for, so that it is the same since then. A process that was forked
-            # has the thread no more.
-            if self._reading or not thread.is_alive():
+            # After stop() no other line is asked for, so that it is the same since then.
+            if self._reading:
                 return
+
+    def _after_fork(self) -> None:
+        # Its thread is the parent's, and may have held any of these.
+        self.outcomes, self.room, self._finished = queue.SimpleQueue(), threading.Semaphore(1000), threading.Event()
+        self._begin, self._cancel = threading.Lock(), Cancel()
+        self._thread, self._handle, self._stopped = None, None, True
+        problem = "the batch was begun before a fork: go on with it in the process that began it"
+        self.raised = [ConfigError({"kind": "config", "message": problem})]
+        self._finished.set()
 
     def _leave(self) -> None:
         self._handle = None
@@ -820,6 +845,25 @@ class _Running:
         except BaseException as error:  # As above.
             self.raised.append(error)
             return 1
+
+
+#: The clients that a forked process makes anew.
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In a forked process: waits for no lock of the parent, and uses nothing that both have."""
+    global _loading
+    _loading = threading.Lock()
+    for client in list(_clients):
+        client._after_fork()
+    for batch in list(_under_way):
+        batch._after_fork()
+    _under_way.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @atexit.register

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import gc
+import multiprocessing
 import os
 import pickle
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import unittest
+import warnings
 
 import genesys_attributes as ga
 from genesys_attributes import Cancel, Client
@@ -17,9 +19,9 @@ from genesys_attributes import Cancel, Client
 QUICK = {"maxAttempts": 50, "maxConflicts": 50, "backoffBaseMs": 1, "backoffMaxMs": 2}
 
 
-def client(**options):
-    config = {"ratePerMinute": 0, "retry": QUICK}
-    return Client(config, **options)
+def client(on_update=None, on_audit=None, **settings):
+    config = {"ratePerMinute": 0, "retry": QUICK, **settings}
+    return Client(config, on_update=on_update, on_audit=on_audit)
 
 
 def update(conversation, **attributes):
@@ -481,6 +483,126 @@ class BatchTest(unittest.TestCase):
             with self.assertRaises(ga.InvalidInputError):
                 list(c.batch([], workers=-1))
         self.assertEqual(seen, ["applied"])
+
+
+def addresses():
+    """Settings by http, and by https where the caller has a server of it."""
+    yield {}
+    if "TEST_HTTPS_URL" in os.environ:
+        yield {"baseUrl": os.environ["TEST_HTTPS_URL"], "rootCertificatesFile": os.environ["TEST_HTTPS_CA"]}
+
+
+#: A client that forked processes find made.
+shared = None
+
+
+def own_conversation(number):
+    # The server counts a connection that carries requests of two processes as an error.
+    return f"of-process-{os.getpid()}-{number}"
+
+
+def write(settings, number):
+    """Runs in a worker, which may have been forked."""
+    global shared
+    if shared is None:
+        shared = client(**settings)
+    target = {"conversationId": own_conversation(number), "participant": "customer"}
+    shared.update({**target, "attributes": {"n": str(number)}})
+    return shared.read(target)["attributes"] == {"n": str(number)}
+
+
+def forked(work):
+    """Runs work in a forked child, for 30 s at most, and says how that ended."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Newer Pythons warn of threads.
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(30)
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1]
+
+
+@unittest.skipUnless(hasattr(os, "fork"), "there is no fork here")
+class ForkTest(unittest.TestCase):
+    def test_pools_of_every_start_method_write_their_own_values_on_their_own_connections(self):
+        global shared
+        for settings in addresses():
+            for method in multiprocessing.get_all_start_methods():
+                with self.subTest(method=method, **settings), client(**settings) as shared, warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    self.assertTrue(write(settings, 0))
+                    with multiprocessing.get_context(method).Pool(4) as pool:
+                        done = pool.starmap(write, [(settings, number) for number in range(200)], chunksize=5)
+                    self.assertEqual(done, [True] * 200)
+                    self.assertTrue(write(settings, 1))
+        shared = None
+
+    def test_a_child_that_is_forked_during_a_call_uses_and_closes_the_client(self):
+        for settings in addresses():
+            entered, leave = threading.Event(), threading.Event()
+
+            def hold(record):
+                if record["conversationId"] == "held":
+                    entered.set()
+                    leave.wait(30)
+
+            with self.subTest(**settings), client(on_audit=hold, **settings) as c:
+                c.update(update(own_conversation(0), n=1))
+                threads = [threading.Thread(target=c.update, args=(update("held", n=1),))]
+                threads.append(threading.Thread(target=c.update, args=(update("held", n=2),)))
+                for thread in threads:
+                    thread.start()
+                entered.wait(30)
+
+                def work():
+                    c.update(update(own_conversation(1), n=1))
+                    assert c.metrics()["totalAttempts"] == 1
+                    c.close()
+
+                try:
+                    self.assertEqual(forked(work), 0)
+                    self.assertEqual(forked(c.close), 0)
+                finally:
+                    leave.set()
+                    for thread in threads:
+                        thread.join()
+                self.assertEqual(c.metrics()["successfulUpdates"], 3)
+
+    def test_a_batch_goes_on_only_in_the_process_that_began_it(self):
+        with client() as c:
+            batch = c.batch(update("batch-and-fork", n=n) for n in range(2000))
+            next(batch)
+
+            def work():
+                try:
+                    next(batch)
+                except ga.ConfigError as error:
+                    assert "before a fork" in str(error), error
+                    batch.close()
+                    c.close()
+                    return
+                raise AssertionError("it goes on")
+
+            self.assertEqual(forked(work), 0)
+            self.assertEqual(sum(1 for _ in batch), 1999)
+
+    def test_a_closed_client_stays_closed_in_a_child(self):
+        c = client()
+        c.close()
+
+        def work():
+            try:
+                c.update(update("closed", n=1))
+            except ValueError:
+                return
+            raise AssertionError("it is open")
+
+        self.assertEqual(forked(work), 0)
 
 
 if __name__ == "__main__":

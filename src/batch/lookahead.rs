@@ -432,6 +432,7 @@ impl Client {
         &self,
         targets: impl IntoIterator<Item = &'t Target>,
     ) -> Result<usize> {
+        self.core()?;
         let mut look_ahead = LookAhead::new(self);
         let mut seen = HashSet::new();
         let mut wanted: Vec<&Target> = targets

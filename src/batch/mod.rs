@@ -246,11 +246,15 @@ impl Batch {
         T: Send,
         U: BatchItem,
     {
+        let mut tally = Tally::new(self.stop_after);
+        if let Err(error) = self.client.core() {
+            tally.stop(StopReason::Forked, Some(error));
+            return tally.report(Duration::ZERO);
+        }
         let clock = self.client.clock();
         let start = clock.now();
         let input = updates.into_iter();
         let shared = Shared::new(&self.client, &self.cancel, self.workers, self.max_outage);
-        let mut tally = Tally::new(self.stop_after);
         let mut paused = None;
         std::thread::scope(|scope| {
             let (out, receiver) = sync_channel(self.workers);

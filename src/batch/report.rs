@@ -290,6 +290,8 @@ pub enum StopReason {
     /// An outage lasted longer than [`Batch::max_outage`](super::Batch::max_outage). What is left
     /// can be run later.
     Outage,
+    /// The client was made before a fork: make one in each process. No line was begun.
+    Forked,
 }
 
 impl StopReason {
@@ -305,6 +307,7 @@ impl StopReason {
             StopReason::EndpointMissing => "endpointMissing",
             StopReason::RateLimited => "rateLimited",
             StopReason::Outage => "outage",
+            StopReason::Forked => "forked",
         }
     }
 }
@@ -336,8 +339,8 @@ pub struct BatchReport {
     pub latency: Latency,
     /// Why it ended before its input did, if it did.
     pub stopped: Option<StopReason>,
-    /// The error that stopped it, where that is no line's: with [`StopReason::Outage`] and
-    /// [`StopReason::Login`].
+    /// The error that stopped it, where that is no line's: with [`StopReason::Outage`],
+    /// [`StopReason::Login`] and [`StopReason::Forked`].
     pub error: Option<Error>,
     failed_by_kind: [u64; ErrorKind::ALL.len()],
 }

@@ -22,6 +22,7 @@ use crate::client::{Client, UpdateOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Target;
 use crate::update::{Edit, Update};
+use crate::util::process::Process;
 use crate::util::sync::{Cancel, lock};
 
 /// `gca_client` of the header.
@@ -36,8 +37,8 @@ struct CancelHandle(Arc<Linked>);
 
 /// A flag, and those of the batches that it ends too: a batch has its own, which it also sets for
 /// itself.
-#[derive(Default)]
 struct Linked {
+    process: Process,
     flag: Cancel,
     batches: Mutex<BTreeMap<u64, Cancel>>,
 }
@@ -368,6 +369,7 @@ unsafe extern "C" fn gca_batch(
         // SAFETY: the header asks for a client and a cancel handle, or NULL.
         let (Handle { client, id }, cancel) = unsafe { (handle_of(client)?, cancel_of(cancel)) };
         let next = next_line.ok_or_else(|| is_null("next_line"))?;
+        client.core()?;
         let mut batch = Batch::new(&client);
         if !options_json.is_null() {
             // SAFETY: the header asks for a text.
@@ -427,7 +429,11 @@ fn run(
 
 #[unsafe(no_mangle)]
 extern "C" fn gca_cancel_new() -> *mut CancelHandle {
-    Box::into_raw(Box::new(CancelHandle(Arc::default())))
+    Box::into_raw(Box::new(CancelHandle(Arc::new(Linked {
+        process: Process::current(),
+        flag: Cancel::new(),
+        batches: Mutex::default(),
+    }))))
 }
 
 #[unsafe(no_mangle)]
@@ -435,6 +441,10 @@ unsafe extern "C" fn gca_cancel_trigger(cancel: *mut CancelHandle) {
     quietly(|| {
         // SAFETY: the header asks for a cancel handle, or NULL.
         if let Some(cancel) = unsafe { cancel_of(cancel) } {
+            if !cancel.process.is_current() {
+                // A thread of the parent may have held the lock at the fork.
+                return cancel.flag.cancel();
+            }
             // Under the lock, so that a batch which begins sees either the flag or this.
             let batches = lock(&cancel.batches);
             cancel.flag.cancel();

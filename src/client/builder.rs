@@ -23,6 +23,7 @@ use crate::store::cache::Cache;
 use crate::update::core::{Audit, Core, EndedPolicy};
 use crate::util::clock::{Clock, SystemClock};
 use crate::util::keyed_lock::KeyedLock;
+use crate::util::process::Process;
 use crate::util::random::Seeds;
 use crate::values::attributes::ValidationLimits;
 use crate::values::schema::Schema;
@@ -529,7 +530,9 @@ impl ClientBuilder {
 
         let counters = Arc::new(Counters::default());
         let seeds = Arc::new(Seeds::new(self.jitter_seed));
+        let process = Process::current();
         let wire = |rate| Wire {
+            process,
             transport: transport.clone(),
             clock: self.clock.clone(),
             counters: counters.clone(),
@@ -544,6 +547,7 @@ impl ClientBuilder {
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
         let core = Core {
+            process,
             session: Session {
                 base_url: api_url,
                 // The login endpoint has a limit of its own, and so a pause of its own.

@@ -36,6 +36,10 @@ const LOOK_UP_BODY: usize = 8 << 20;
 /// the metrics and the hooks. It may be used from any number of threads. Make one for a set of
 /// credentials and keep it.
 ///
+/// A process that is forked must not use a client of its parent, whose connections and locks it has
+/// copies of: every call is an error of the kind `Config` there, before anything is sent. Make a
+/// client in each process, after the fork.
+///
 /// ```no_run
 /// use genesys_attributes::{Client, Update};
 ///
@@ -89,6 +93,12 @@ impl<'a> UpdateOptions<'a> {
 }
 
 impl Client {
+    /// What the clones share. An error in a forked child of the process that made it.
+    pub(crate) fn core(&self) -> Result<&Core> {
+        self.core.process.check()?;
+        Ok(&self.core)
+    }
+
     /// Sets attributes: checks them, reads the version if it is not known, writes, and settles
     /// conflicts and ambiguous outcomes.
     ///
@@ -149,7 +159,7 @@ impl Client {
         patience: Patience,
         cancel: Option<&Cancel>,
     ) -> Result<Receipt> {
-        self.core.execute(Order {
+        self.core()?.execute(Order {
             update,
             compute: None,
             unique: false,
@@ -221,7 +231,7 @@ impl Client {
         options: UpdateOptions<'_>,
         mut compute: impl FnMut(&Snapshot) -> Result<Option<Edit>>,
     ) -> Result<Receipt> {
-        self.core.execute(Order {
+        self.core()?.execute(Order {
             update: &Update::new(target.clone()),
             compute: Some(&mut compute),
             unique: options.unique,
@@ -255,18 +265,19 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn read(&self, target: &Target) -> Result<Snapshot> {
-        let policy = self.core.session.wire.policy;
-        self.core.read(target, policy, None)
+        let core = self.core()?;
+        core.read(target, core.session.wire.policy, None)
     }
 
     /// As [`Client::read`], in one try of a few seconds at most: others wait for it.
     #[cfg(feature = "forward")]
     pub(crate) fn read_once(&self, target: &Target, cancel: &Cancel) -> Result<Snapshot> {
-        let policy = self.core.session.wire.policy;
+        let core = self.core()?;
+        let policy = core.session.wire.policy;
         let policy = policy
             .with_max_attempts(1)
             .with_deadline(Duration::from_secs(5));
-        self.core.read(target, policy, Some(cancel))
+        core.read(target, policy, Some(cancel))
     }
 
     /// What the target of an update holds now, once everything is checked that the update would
@@ -286,10 +297,11 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn preview(&self, update: &Update) -> Result<Snapshot> {
-        self.core.preview(update)
+        self.core()?.preview(update)
     }
 
     /// A bounded channel of the events from now on, of 1 to 65,536 places (`capacity` is clamped).
+    /// In a forked child it is closed.
     ///
     /// ```no_run
     /// # use genesys_attributes::Client;
@@ -303,9 +315,9 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn subscribe(&self, capacity: usize) -> Subscription {
-        self.core
-            .listeners
-            .subscribe(capacity, self.core.counters.clone())
+        let core = &self.core;
+        core.listeners
+            .subscribe(capacity, core.counters.clone(), core.process)
     }
 
     /// What this client and its clones did so far.
@@ -326,7 +338,7 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn verify_credentials(&self) -> Result<Identity> {
-        let session = &self.core.session;
+        let session = &self.core()?.session;
         let policy = session.wire.policy;
         let mut call = session
             .wire
@@ -353,7 +365,7 @@ impl Client {
     /// ```
     pub fn flush(&self, timeout: Duration) -> Result<()> {
         const STEP: Duration = Duration::from_millis(5);
-        let core = &self.core;
+        let core = self.core()?;
         let start = core.clock.now();
         while core.in_flight.load(Ordering::Acquire) > 0 {
             if core.clock.now().saturating_duration_since(start) >= timeout {
@@ -384,7 +396,7 @@ impl Client {
         patience: Patience,
         cancel: Option<&Cancel>,
     ) -> Result<Response> {
-        let session = &self.core.session;
+        let session = &self.core()?.session;
         let mut policy = session.wire.policy;
         if patience == Patience::LookUp {
             policy.deadline = policy.deadline.min(LOOK_UP_DEADLINE);
@@ -398,7 +410,7 @@ impl Client {
 
     /// Whether the platform answers at all.
     pub(crate) fn reachable(&self, cancel: &Cancel) -> Result<bool> {
-        let session = &self.core.session;
+        let session = &self.core()?.session;
         let (policy, path) = (session.wire.policy, "/api/v2/tokens/me");
         let mut call = session
             .wire
@@ -458,6 +470,16 @@ impl Client {
     /// Whether a login of this client ever succeeded.
     pub(crate) fn has_logged_in(&self) -> bool {
         self.core.session.tokens.has_logged_in()
+    }
+}
+
+/// Leaks what a forked child has copies of. To drop it could send something on the parent's
+/// connections, or wait for a lock that no thread of the child frees.
+impl Drop for Client {
+    fn drop(&mut self) {
+        if !self.core.process.is_current() {
+            std::mem::forget(self.core.clone());
+        }
     }
 }
 

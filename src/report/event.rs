@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::report::audit::AuditRecord;
 use crate::report::metrics::Counters;
+use crate::util::process::Process;
 use crate::util::sync::{discard, lock};
 use crate::values::attributes::Attributes;
 
@@ -124,7 +125,9 @@ impl Deref for Delivery {
 /// or slow one does not hold an update up.
 #[must_use = "a subscription that is dropped ends"]
 pub struct Subscription {
-    receiver: Receiver<Delivery>,
+    process: Process,
+    /// `None` once it is leaked.
+    receiver: Option<Receiver<Delivery>>,
     lost: Arc<AtomicU64>,
     closed: AtomicBool,
     counters: Arc<Counters>,
@@ -141,8 +144,13 @@ impl fmt::Debug for Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
+        let Some(receiver) = self.receiver() else {
+            // A forked child leaks it: it may hold locks that no thread of the child frees.
+            std::mem::forget(self.receiver.take());
+            return;
+        };
         // No more than fit, since others may go on sending meanwhile.
-        let unread = self.receiver.try_iter().take(MAX_PLACES).count();
+        let unread = receiver.try_iter().take(MAX_PLACES).count();
         if unread > 0 {
             self.counters.events_dropped.add(unread as u64);
             warn!("a subscription ended with {unread} events unread");
@@ -154,16 +162,24 @@ impl Drop for Subscription {
 const MAX_PLACES: usize = 1 << 16;
 
 impl Subscription {
-    /// Waits for the next event. `None` when the client and all of its clones are gone.
+    /// The channel, which a forked child must not touch.
+    fn receiver(&self) -> Option<&Receiver<Delivery>> {
+        self.receiver.as_ref().filter(|_| self.process.is_current())
+    }
+
+    /// Waits for the next event. `None` when the client and all of its clones are gone, and in a
+    /// forked child.
     pub fn recv(&self) -> Option<Delivery> {
-        let received = self.receiver.recv().ok();
+        let received = self.receiver().and_then(|receiver| receiver.recv().ok());
         self.closed.fetch_or(received.is_none(), Ordering::Relaxed);
         received
     }
 
     /// Waits for the next event, for `timeout` at most. `None` when none came.
     pub fn recv_timeout(&self, timeout: Duration) -> Option<Delivery> {
-        let received = self.receiver.recv_timeout(timeout);
+        let disconnected = Err(RecvTimeoutError::Disconnected);
+        let receiver = self.receiver();
+        let received = receiver.map_or(disconnected, |r| r.recv_timeout(timeout));
         let closed = matches!(received, Err(RecvTimeoutError::Disconnected));
         self.closed.fetch_or(closed, Ordering::Relaxed);
         received.ok()
@@ -171,7 +187,8 @@ impl Subscription {
 
     /// The next event, if one is there already.
     pub fn try_recv(&self) -> Option<Delivery> {
-        let received = self.receiver.try_recv();
+        let disconnected = Err(TryRecvError::Disconnected);
+        let received = self.receiver().map_or(disconnected, Receiver::try_recv);
         let closed = matches!(received, Err(TryRecvError::Disconnected));
         self.closed.fetch_or(closed, Ordering::Relaxed);
         received.ok()
@@ -254,20 +271,29 @@ impl Listeners {
         }
     }
 
-    pub(crate) fn subscribe(&self, capacity: usize, counters: Arc<Counters>) -> Subscription {
+    /// `process` made the client.
+    pub(crate) fn subscribe(
+        &self,
+        capacity: usize,
+        counters: Arc<Counters>,
+        process: Process,
+    ) -> Subscription {
         // A channel of none would only ever deliver to a receiver that waits at that moment; and
         // all places are allocated at once.
         let capacity = capacity.clamp(1, MAX_PLACES);
         let (sender, receiver) = std::sync::mpsc::sync_channel(capacity);
         let lost = Arc::new(AtomicU64::new(0));
-        lock(&self.subscribers).push(Subscriber {
-            sender,
-            gap: 0,
-            lost: lost.clone(),
-        });
-        self.subscribed.store(true, Ordering::Release);
+        if process.is_current() {
+            lock(&self.subscribers).push(Subscriber {
+                sender,
+                gap: 0,
+                lost: lost.clone(),
+            });
+            self.subscribed.store(true, Ordering::Release);
+        }
         Subscription {
-            receiver,
+            process: Process::current(),
+            receiver: Some(receiver),
             lost,
             closed: AtomicBool::new(false),
             counters,

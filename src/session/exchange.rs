@@ -13,6 +13,7 @@ use crate::session::limiter::{Limiter, Wait};
 use crate::session::retry::{Budget, Patience, Pause, RetryPolicy};
 use crate::util::clock::{Clock, sleep_unless};
 use crate::util::date;
+use crate::util::process::Process;
 use crate::util::random::Seeds;
 use crate::util::sync::Cancel;
 
@@ -64,6 +65,8 @@ impl Stop {
 
 /// Sends requests to one service, under that service's limit.
 pub(crate) struct Wire {
+    /// The process that made the client.
+    pub(crate) process: Process,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) counters: Arc<Counters>,
@@ -148,6 +151,8 @@ impl Wire {
         purpose: Purpose,
         mut authorize: impl FnMut(&mut Request, &mut Call<'_>, Instant) -> Result<Instant, Stop>,
     ) -> Result<Reply, Stop> {
+        // A callback of the caller's may have forked since the call began.
+        self.process.check().map_err(Stop::Login)?;
         let (mut slot, now) = loop {
             let permitted = self.await_permission(call)?;
             let slot = Slot {

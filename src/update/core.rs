@@ -21,6 +21,7 @@ use crate::store::cache::Cache;
 use crate::store::{Target, TargetState};
 use crate::util::clock::Clock;
 use crate::util::keyed_lock::KeyedLock;
+use crate::util::process::Process;
 use crate::util::sync::Cancel;
 use crate::values::attributes::{Attributes, ValidationLimits};
 use crate::values::schema::Schema;
@@ -44,6 +45,8 @@ pub enum EndedPolicy {
 
 /// What all clones of a client share.
 pub(crate) struct Core {
+    /// The process that made the client.
+    pub(crate) process: Process,
     pub(crate) session: Session,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) counters: Arc<Counters>,

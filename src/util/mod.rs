@@ -5,5 +5,6 @@ pub mod clock;
 pub(crate) mod date;
 pub(crate) mod histogram;
 pub(crate) mod keyed_lock;
+pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod sync;

@@ -3,17 +3,18 @@
 //!
 //! What is not installed is skipped with a line on standard error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use genesys_attributes::ErrorKind;
 
 use crate::server::{Resp, Server};
 use crate::store::Store;
+use crate::wire_faults::tls::{Authority, TlsFront};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -242,12 +243,19 @@ fn capi_header_compiles_alone_as_c99_and_cpp17() {
 /// What the ids of the conversations in `tests/capi/all.c` and in the Python tests ask for.
 fn serve(store: &Store) -> Server {
     let writes = AtomicU64::new(0);
+    let processes = Mutex::new(HashMap::new());
     store.serve(move |req, store| {
         let id = req
             .path
             .strip_prefix("/api/v2/conversations/")?
             .split('/')
             .next()?;
+        if let Some(rest) = id.strip_prefix("of-process-") {
+            let process = rest.split('-').next()?.to_owned();
+            let mut processes = processes.lock().unwrap();
+            let first = processes.entry(req.connection).or_insert(process.clone());
+            assert_eq!(*first, process, "two processes on one connection");
+        }
         let write = req.method == "PATCH";
         let number = writes.fetch_add(u64::from(write), Ordering::Relaxed);
         match id {
@@ -280,13 +288,17 @@ fn serve(store: &Store) -> Server {
 
 /// Compiles `tests/capi/all.c`.
 fn compiled(cc: &str, name: &str, more: &[&str]) -> Result<PathBuf, String> {
+    compiled_from("tests/capi/all.c", cc, name, more)
+}
+
+fn compiled_from(source: &str, cc: &str, name: &str, more: &[&str]) -> Result<PathBuf, String> {
     let folder = built();
     let program = folder.join(name);
     let output = Command::new(cc)
         .current_dir(ROOT)
         .args(STRICT)
         .args(["-std=c99", "-D_POSIX_C_SOURCE=200809L", "-g"])
-        .args(["tests/capi/all.c", "-o"])
+        .args([source, "-o"])
         .arg(&program)
         .args(more)
         .arg("-lpthread")
@@ -344,6 +356,34 @@ fn capi_program_passes_with_the_shared_library() {
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
     let program = compiled(&cc, "all-shared", &more).unwrap();
     run_all(&mut Command::new(program), 20);
+}
+
+/// The stand-in by https, each connection with one of its own behind it, and its authority's file.
+fn secured(server: &Server, name: &str) -> (TlsFront, PathBuf) {
+    let authority = Authority::new();
+    let front = TlsFront::start(authority.server("127.0.0.1"), server.address());
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, authority.pem).unwrap();
+    (front, path)
+}
+
+#[test]
+#[cfg(unix)]
+fn capi_forked_child_cannot_use_its_parents_client_and_frees_it() {
+    let Some(cc) = compiler() else {
+        return;
+    };
+    let more = with_shared();
+    let more: Vec<&str> = more.iter().map(String::as_str).collect();
+    let program = compiled_from("tests/capi/fork.c", &cc, "fork", &more).unwrap();
+    let store = Store::default();
+    let server = serve(&store);
+    let (front, authority) = secured(&server, "fork-c.pem");
+    for (url, authority) in [(server.url(), Path::new("")), (front.url(), &authority)] {
+        let output = succeed(Command::new(&program).env_clear().arg(url).arg(authority));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "all done\n");
+    }
+    assert_eq!(server.panics(), 0);
 }
 
 #[test]
@@ -433,6 +473,7 @@ fn python_module_passes_its_tests() {
     }
     let store = Store::default();
     let server = serve(&store);
+    let (front, authority) = secured(&server, "fork-python.pem");
     succeed(
         Command::new(python)
             .current_dir(Path::new(ROOT).join("examples/python"))
@@ -446,6 +487,8 @@ fn python_module_passes_its_tests() {
             ])
             .env("GENESYS_ATTRIBUTES_LIBRARY", shared_library())
             .env("GENESYS_CLOUD_BASE_URL", server.url())
+            .env("TEST_HTTPS_URL", front.url())
+            .env("TEST_HTTPS_CA", authority)
             .env("GENESYS_CLOUD_CLIENT_ID", "id")
             .env("GENESYS_CLOUD_CLIENT_SECRET", "secret"),
     );

@@ -182,6 +182,10 @@ impl Server {
         })
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.addr
+    }
+
     /// Without a slash at the end.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)

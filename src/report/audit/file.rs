@@ -17,6 +17,7 @@ use crate::report::audit::parts::{
 use crate::report::audit::{AuditPhase, AuditRecord, AuditSink};
 use crate::report::receipt::Status;
 use crate::util::clock::{Clock, SystemClock};
+use crate::util::process::Process;
 use crate::util::sync::lock;
 use crate::values::kind::TargetKind;
 
@@ -35,6 +36,7 @@ use crate::values::kind::TargetKind;
 ///   without outcome may still get one. Where it is opened and nobody else writes the log, although
 ///   there may be intents without outcome, it appends a record of the phase
 ///   [`Opened`](AuditPhase::Opened): what has no outcome by then gets none from its writer.
+/// - A forked child must open a file of its own: records to its parent's are errors there.
 ///
 /// ```
 /// use genesys_attributes::audit::AuditFile;
@@ -50,6 +52,7 @@ use crate::values::kind::TargetKind;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct AuditFile {
+    process: Process,
     path: PathBuf,
     sync: bool,
     state: Mutex<Open>,
@@ -105,6 +108,7 @@ impl AuditFile {
 
     fn new(path: PathBuf, state: Open) -> AuditFile {
         AuditFile {
+            process: Process::current(),
             path,
             sync: false,
             state: Mutex::new(state),
@@ -312,6 +316,7 @@ fn opened() -> AuditRecord {
 
 impl AuditSink for AuditFile {
     fn record(&self, record: &AuditRecord) -> io::Result<()> {
+        self.process.check().map_err(io::Error::other)?;
         let mut line = Vec::with_capacity(512);
         line.push(b'\n');
         serde_json::to_writer(&mut line, record)?;
@@ -320,6 +325,7 @@ impl AuditSink for AuditFile {
     }
 
     fn flush(&self) -> io::Result<()> {
+        self.process.check().map_err(io::Error::other)?;
         match lock(&self.state).file.sync_data() {
             // A pipe or a device holds nothing that could be synced.
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(()),

@@ -8,7 +8,7 @@ mod hostile;
 mod matrix;
 mod proxies;
 mod reads;
-mod tls;
+pub(crate) mod tls;
 
 use std::io::{BufRead, BufReader, Read, Write};
 

@@ -3,14 +3,14 @@
 use super::*;
 
 /// A certificate authority of the test's own, and what it signed for one name.
-struct Authority {
-    pem: String,
+pub(crate) struct Authority {
+    pub(crate) pem: String,
     key: rcgen::KeyPair,
     params: rcgen::CertificateParams,
 }
 
 impl Authority {
-    fn new() -> Authority {
+    pub(crate) fn new() -> Authority {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -18,7 +18,7 @@ impl Authority {
         Authority { pem, key, params }
     }
 
-    fn server(&self, name: &str) -> rustls::ServerConfig {
+    pub(crate) fn server(&self, name: &str) -> rustls::ServerConfig {
         self.server_with(name, rustls::DEFAULT_VERSIONS, |_| {})
     }
 
@@ -41,6 +41,74 @@ impl Authority {
             .with_single_cert(vec![certificate.der().clone()], key)
             .unwrap()
     }
+}
+
+/// TLS in front of a server: each connection has one of its own behind it.
+#[cfg(feature = "capi")]
+pub(crate) struct TlsFront(SocketAddr);
+
+#[cfg(feature = "capi")]
+impl TlsFront {
+    pub(crate) fn start(config: rustls::ServerConfig, behind: SocketAddr) -> TlsFront {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let config = Arc::new(config);
+        // It ends with the tests.
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                let config = Arc::clone(&config);
+                std::thread::spawn(move || pass_on(stream, config, behind));
+            }
+        });
+        TlsFront(address)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("https://{}", self.0)
+    }
+}
+
+#[cfg(feature = "capi")]
+fn pass_on(
+    stream: TcpStream,
+    config: Arc<rustls::ServerConfig>,
+    behind: SocketAddr,
+) -> std::io::Result<()> {
+    let tls = rustls::ServerConnection::new(config).map_err(std::io::Error::other)?;
+    stream.set_nodelay(true)?;
+    let mut outside = BufReader::new(rustls::StreamOwned::new(tls, stream));
+    let mut inside = BufReader::new(TcpStream::connect(behind)?);
+    inside.get_ref().set_nodelay(true)?;
+    loop {
+        let request = message(&mut outside)?;
+        inside.get_mut().write_all(&request)?;
+        let answer = message(&mut inside)?;
+        outside.get_mut().write_all(&answer)?;
+        outside.get_mut().flush()?;
+    }
+}
+
+/// A request or an answer, whole.
+#[cfg(feature = "capi")]
+fn message(from: &mut impl BufRead) -> std::io::Result<Vec<u8>> {
+    let (mut bytes, mut length) = (Vec::new(), 0);
+    loop {
+        let start = bytes.len();
+        if from.read_until(b'\n', &mut bytes)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let line = String::from_utf8_lossy(&bytes[start..]).to_ascii_lowercase();
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse().map_err(std::io::Error::other)?;
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    let head = bytes.len();
+    bytes.resize(head + length, 0);
+    from.read_exact(&mut bytes[head..])?;
+    Ok(bytes)
 }
 
 /// A server of https, one connection after the other: enough for a client on one thread.
