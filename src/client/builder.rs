@@ -24,7 +24,7 @@ use crate::update::core::{Audit, Core, EndedPolicy};
 use crate::util::clock::{Clock, SystemClock};
 use crate::util::keyed_lock::KeyedLock;
 use crate::util::process::Process;
-use crate::util::random::Seeds;
+use crate::util::random::{Seeds, unique_name};
 use crate::values::attributes::ValidationLimits;
 use crate::values::schema::Schema;
 
@@ -347,7 +347,7 @@ impl ClientBuilder {
 
     /// Records each update that writes in `sink` (an intent before the first write, an outcome after
     /// the last answer), and each one that is refused (an outcome). An update that has nothing to
-    /// change leaves no record, nor does one that is made from inside of a sink. Default: no audit.
+    /// change leaves no record, nor does one that is refused inside of a sink. Default: no audit.
     ///
     /// Take an [`AuditFile`](crate::report::audit::AuditFile) for a file,
     /// [`JsonLines`](crate::report::audit::JsonLines) for a stream, [`LogSink`](crate::report::audit::LogSink) for the
@@ -541,11 +541,6 @@ impl ClientBuilder {
             longest_request: options.timeouts.sum(),
             seeds: seeds.clone(),
         };
-        let started = self
-            .clock
-            .wall()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
         let core = Core {
             process,
             session: Session {
@@ -563,7 +558,7 @@ impl ClientBuilder {
                 values: self.audit_values,
                 secure_values: self.secure_values_in_audit,
             }),
-            audit_prefix: format!("{:x}-{:x}", started.as_micros(), std::process::id()),
+            audit_prefix: unique_name(),
             audit_sequence: AtomicU64::new(0),
             limits: self.limits,
             schema: self.schema,

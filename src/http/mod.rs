@@ -7,12 +7,13 @@ pub(crate) mod ureq_transport;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
 
 use crate::error::secret::Secret;
 use crate::error::{Error, ErrorKind, Result, Sent};
+use crate::util::date::{self, http_date};
 
 /// The HTTP methods that this library sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -157,8 +158,9 @@ pub struct Response {
 }
 
 /// The header fields that the library reads; others are not kept.
-pub(crate) const KEPT: [&str; 4] = [
+pub(crate) const KEPT: [&str; 5] = [
     "retry-after",
+    "date",
     "etag",
     "inin-correlation-id",
     "genesys-correlation-id",
@@ -267,6 +269,13 @@ impl Response {
             }
             _ => self.json(),
         }
+    }
+
+    /// The wait that the answer asks for. A date counts from the answer's own `Date`, since the
+    /// local clock, `now`, may be off.
+    pub(crate) fn retry_after(&self, now: SystemTime) -> Option<Duration> {
+        let sent = self.header("date").and_then(|date| http_date(date, now));
+        date::retry_after(self.header("retry-after")?, sent.unwrap_or(now))
     }
 
     /// The id under which the platform knows the request.

@@ -1,6 +1,7 @@
 //! One request and its answer: wait for permission, send, count, and say what the answer means for
 //! sending again.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,9 @@ use crate::report::metrics::Counters;
 use crate::session::limiter::{Limiter, Wait};
 use crate::session::retry::{Budget, Patience, Pause, RetryPolicy};
 use crate::util::clock::{Clock, sleep_unless};
-use crate::util::date;
 use crate::util::process::Process;
 use crate::util::random::Seeds;
-use crate::util::sync::Cancel;
+use crate::util::sync::{Cancel, discard};
 
 /// What a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,7 +182,7 @@ impl Wire {
         if purpose == Purpose::Write {
             call.attempts += 1;
         }
-        let result = self.transport.send(request);
+        let result = self.transported(request);
         drop(slot);
         let ended = self.clock.now();
         call.ended = Some(ended);
@@ -202,6 +202,19 @@ impl Wire {
         Ok(Reply {
             result: result.map_err(|failure| failure.error),
             class,
+        })
+    }
+
+    /// Hands a request to the transport, which is the caller's own code, perhaps: it may panic.
+    fn transported(&self, request: &Request) -> Result<Response, TransportError> {
+        let sent = catch_unwind(AssertUnwindSafe(|| self.transport.send(request)));
+        sent.unwrap_or_else(|payload| {
+            discard(payload);
+            let error = Error::new(
+                ErrorKind::Internal,
+                "the transport panicked while it sent a request: correct it",
+            );
+            Err(TransportError::new(error, Sent::Maybe))
         })
     }
 
@@ -295,7 +308,7 @@ impl Wire {
 
     /// The wait that a response asks for.
     pub(crate) fn retry_after(&self, response: &Response) -> Option<Duration> {
-        date::retry_after(response.header("retry-after")?, self.clock.wall())
+        response.retry_after(self.clock.wall())
     }
 
     /// What a result means for sending again. Counts it.
@@ -314,7 +327,8 @@ impl Wire {
                 self.counters.transport_errors.increment();
                 warn!("{method} {url}: {error}");
                 let may = *sent != Sent::No;
-                return if may || error.is_transient() {
+                let defect = error.kind() == ErrorKind::Internal;
+                return if !defect && (may || error.is_transient()) {
                     Class::Transient { may }
                 } else {
                     Class::Settled { may }

@@ -44,13 +44,16 @@ impl Session {
     }
 
     /// Sends a request once; a token that is refused is replaced, and does not count.
+    ///
+    /// A new token is asked for while some request was accepted with the last one: several threads
+    /// may find tokens revoked one after the other.
     pub(crate) fn exchange(
         &self,
         call: &mut Call<'_>,
         request: &mut Request,
         purpose: Purpose,
     ) -> Result<Reply, Stop> {
-        let mut renewed = false;
+        let mut renewals = 0;
         loop {
             let mut used = None;
             let reply = self
@@ -67,10 +70,10 @@ impl Session {
             match &reply.result {
                 Ok(response) if response.status == 401 => {
                     let may_renew = self.tokens.refused(&token);
-                    if renewed || !may_renew {
+                    if renewals == call.budget.max_attempts() || !may_renew {
                         return Ok(reply);
                     }
-                    renewed = true;
+                    renewals += 1;
                 }
                 Ok(response) => {
                     if response.status < 500 {

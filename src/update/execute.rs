@@ -160,7 +160,9 @@ impl Core {
 
     /// Records what became of an update that failed, and passes the error on.
     fn failed(&self, facts: &mut Facts<'_>, error: Error) -> Error {
-        if self.audit.is_some() && !audit::is_recording() {
+        // Inside of a sink a refusal is not recorded: each record would lead to the next. An intent
+        // gets its outcome everywhere.
+        if self.audit.is_some() && (facts.audit_id.is_some() || !audit::is_recording()) {
             let status = if facts.audit_id.is_some() {
                 Status::Failed
             } else {

@@ -71,7 +71,7 @@ pub(crate) fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
 }
 
 /// Reads the three forms of an HTTP date (RFC 9110 §5.6.7).
-fn http_date(text: &str, now: SystemTime) -> Option<SystemTime> {
+pub(crate) fn http_date(text: &str, now: SystemTime) -> Option<SystemTime> {
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
     let (day, month, year, time) = match words.as_slice() {
         // Sun, 06 Nov 1994 08:49:37 GMT

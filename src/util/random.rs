@@ -1,8 +1,11 @@
 //! Jitter: small random numbers, from a seed of the system's or of the caller's.
 
+use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
+
+use crate::util::clock::{Clock, SystemClock};
 
 /// Where the jitter of each call starts.
 #[derive(Debug)]
@@ -11,19 +14,32 @@ pub(crate) struct Seeds(AtomicU64);
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
 impl Seeds {
-    /// From a given seed, or from the only randomness that std offers.
+    /// From a given seed, or from a random one.
     pub(crate) fn new(seed: Option<u64>) -> Seeds {
-        let seed = seed.unwrap_or_else(|| {
-            std::collections::hash_map::RandomState::new()
-                .build_hasher()
-                .finish()
-        });
-        Seeds(AtomicU64::new(seed))
+        Seeds(AtomicU64::new(seed.unwrap_or_else(random)))
     }
 
     pub(crate) fn next(&self) -> Random {
         Random(self.0.fetch_add(STEP, Ordering::Relaxed))
     }
+}
+
+/// A number from the system's randomness, which std has for its hash maps only.
+///
+/// Forked processes share what std keeps of it, so their ids and the time are mixed in.
+fn random() -> u64 {
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    let since = SystemClock.wall().duration_since(UNIX_EPOCH);
+    hasher.write_u128(since.unwrap_or_default().as_nanos());
+    hasher.finish()
+}
+
+/// A name that no other call in this process gets, and in practice none in another.
+pub(crate) fn unique_name() -> String {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    format!("{:x}-{:016x}-{call:x}", std::process::id(), random())
 }
 
 /// Steele, Lea and Flood's SplitMix64: enough for jitter, and eight bytes of state.

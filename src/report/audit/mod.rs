@@ -71,8 +71,7 @@ impl fmt::Display for AuditPhase {
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct AuditRecord {
-    /// Joins the records of one update; unique within a process and, by the start of the client
-    /// that it holds, in practice beyond.
+    /// Joins the records of one update. Unique within a process, and in practice beyond.
     pub id: String,
     /// Intent or outcome.
     pub phase: AuditPhase,

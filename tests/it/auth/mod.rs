@@ -12,7 +12,7 @@ use std::error::Error as _;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::sync::{Arc, Barrier, Mutex, OnceLock, mpsc};
 
 use std::thread;
 
@@ -22,8 +22,8 @@ use genesys_attributes::clock::ManualClock;
 use genesys_attributes::error::Sent;
 use genesys_attributes::http::{Request, Response, TransportError};
 use genesys_attributes::{
-    Cancel, Client, ClientBuilder, Credentials, Error, ErrorKind, RateLimit, Region, RetryPolicy,
-    Target, Update,
+    Cancel, Client, ClientBuilder, Credentials, Error, ErrorKind, RateLimit, Receipt, Region,
+    RetryPolicy, Target, Update,
 };
 
 use serde_json::{Value, json};

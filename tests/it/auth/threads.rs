@@ -352,6 +352,49 @@ fn pause_that_begins_during_a_login_holds_the_request() {
     assert_eq!(platform.clock.sleeps(), [secs(59)]);
 }
 
+/// An update whose first `refusals` tokens are refused, each after a request of another thread was accepted with it.
+fn refused_after_use_by_another(refusals: usize) -> (usize, genesys_attributes::Result<Receipt>) {
+    let other = Arc::new(OnceLock::<Client>::new());
+    let clone = other.clone();
+    let refused = AtomicUsize::new(0);
+    let platform = Platform::new(
+        |number, _| granted(number),
+        move |seen| {
+            if !seen.path.contains("c-unlucky")
+                || refused.fetch_add(1, Ordering::SeqCst) >= refusals
+            {
+                return Response::new(202);
+            }
+            let client = clone.get().unwrap();
+            thread::scope(|scope| {
+                scope
+                    .spawn(|| client.update(&update("c-other")).map(drop))
+                    .join()
+            })
+            .unwrap()
+            .unwrap();
+            Response::new(401)
+        },
+    );
+    let client = platform.builder.build().unwrap();
+    assert!(other.set(client.clone()).is_ok());
+    let result = client.update(&update("c-unlucky"));
+    (platform.logins.load(Ordering::SeqCst), result)
+}
+
+#[test]
+fn tokens_refused_one_after_the_other_are_renewed_while_others_use_them() {
+    for refusals in 1..=4 {
+        let (logins, result) = refused_after_use_by_another(refusals);
+        assert_eq!(result.unwrap().attempts as usize, refusals + 1);
+        assert_eq!(logins, refusals + 1);
+    }
+    // As often as a request is sent at most.
+    let (logins, result) = refused_after_use_by_another(100);
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Auth);
+    assert_eq!(logins, 5);
+}
+
 /// A gateway that lets reads pass and refuses the token of every write.
 #[test]
 fn tokens_taken_by_reads_and_refused_by_writes_are_held_off() {

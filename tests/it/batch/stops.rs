@@ -246,3 +246,22 @@ fn batch_observer_that_panics_is_the_caller_s_panic() {
     }));
     assert!(result.is_err());
 }
+
+/// In its look-up of participants, its pings and its reads.
+#[test]
+fn batch_transport_that_panics_on_reads_fails_its_lines() {
+    let clock = ManualClock::new();
+    let api = |request: &Request| match request.method() {
+        Method::Get => panic!("the transport panics on purpose"),
+        _ => Response::new(202),
+    };
+    let client = faked(&clock, api).build().unwrap();
+    let updates = (0..40).map(|n| Update::participant(format!("c-{n}"), "customer").set("k", "v"));
+    let mut kinds = Vec::new();
+    let report = Batch::new(&client).workers(4).run(updates, |outcome| {
+        kinds.push(outcome.error.as_ref().map(Error::kind));
+        ControlFlow::Continue(())
+    });
+    assert_eq!((report.failed, report.stopped), (40, None));
+    assert_eq!(kinds, vec![Some(ErrorKind::Internal); 40]);
+}

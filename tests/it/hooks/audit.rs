@@ -164,9 +164,8 @@ fn audit_ids_are_unique_across_clients() {
     let sink = Sink::new();
     let fake = Fake::new();
     let mut clients = Vec::new();
-    for start in 0..2 {
-        // The id holds the start of the client.
-        fake.clock.advance(ms(start));
+    // On one clock that stands still.
+    for _ in 0..2 {
         fake.token().get(7).patch(8).patch(9);
         let client = fake.builder().audit(sink.clone()).build().unwrap();
         client.update(&update()).unwrap();
@@ -177,6 +176,47 @@ fn audit_ids_are_unique_across_clients() {
     let unique: std::collections::HashSet<_> = ids.iter().collect();
     assert_eq!((ids.len(), unique.len()), (8, 4));
 }
+
+/// Updates of another client in a sink: what it writes has an intent and one outcome, however it ends.
+#[test]
+fn audit_update_inside_of_another_clients_sink_has_both_records_or_none() {
+    for (status, expected) in [
+        (202, Status::Applied),
+        (404, Status::Failed),
+        (500, Status::Failed),
+    ] {
+        let inner = Fake::named(status.to_string());
+        let records = Sink::new();
+        inner.token().status("PATCH", status);
+        let policy = RetryPolicy::default().with_max_attempts(1);
+        let builder = inner.builder().retry(policy);
+        let other = builder.audit(records.clone()).build().unwrap();
+        let asked = AtomicBool::new(false);
+        let sink = move |_: &AuditRecord| {
+            if !asked.swap(true, Ordering::SeqCst) {
+                let _ = other.update(&Update::participant("c-2", PARTICIPANT).set("k", "v"));
+                // Refused before anything is written.
+                let _ = other.update(&Update::participant("c-2", PARTICIPANT));
+            }
+            Ok(())
+        };
+        let fake = Fake::named(status.to_string());
+        fake.token().get(7).patch(8);
+        let client = fake.builder().audit(sink).build().unwrap();
+        client.update(&update()).unwrap();
+        let found = records.records();
+        let found: Vec<_> = found.iter().map(|r| (r.phase, r.status)).collect();
+        assert_eq!(
+            found,
+            [
+                (AuditPhase::Intent, Status::Pending),
+                (AuditPhase::Outcome, expected)
+            ]
+        );
+    }
+}
+
+const PARTICIPANT: &str = "5b2f0c1e-0000-4000-8000-0000000000aa";
 
 #[test]
 fn audit_records_are_json_lines() {

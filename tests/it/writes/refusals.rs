@@ -252,3 +252,54 @@ fn refusal_of_verifying_read_shows_no_value() {
     assert!(!format!("{error} {error:?}").contains("5ecret"), "{error}");
     says(&error, &["cannot show [value]"]);
 }
+
+/// Wherever in a call the transport panics, it is an error of that call, and the next one works.
+#[test]
+fn transport_panic_is_an_internal_error_of_the_call() {
+    type Call = fn(&Client) -> Option<Error>;
+    let calls: [(Call, &[&str]); 5] = [
+        (
+            |client| client.update(&Locked.update()).err(),
+            &["POST", "GET", "PATCH"],
+        ),
+        (
+            |client| client.read(Locked.update().target()).err(),
+            &["POST", "GET"],
+        ),
+        (
+            |client| client.preview(&Locked.update()).err(),
+            &["POST", "GET"],
+        ),
+        (|client| client.verify_credentials().err(), &["POST", "GET"]),
+        (
+            |client| {
+                let customer = Target::participant("c-1", "customer");
+                client.prefetch_participants([&customer]).err()
+            },
+            &["POST", "GET"],
+        ),
+    ];
+    for (call, requests) in calls {
+        for (at, method) in requests.iter().enumerate() {
+            let fake = Fake::named(format!("{requests:?} {method}"));
+            if at > 0 {
+                fake.token();
+            }
+            if at > 1 {
+                fake.get(7);
+            }
+            fake.panics(method);
+            let client = fake.client();
+            let error = call(&client).unwrap();
+            assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+            assert_eq!(error.may_have_applied(), *method == "PATCH");
+            says(&error, &["the transport panicked", "correct it"]);
+            assert_eq!(fake.seen().len(), at + 1);
+            if at == 0 {
+                fake.token();
+            }
+            fake.get(7).patch(8);
+            client.update(&Locked.update()).unwrap();
+        }
+    }
+}

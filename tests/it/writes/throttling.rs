@@ -47,6 +47,31 @@ fn throttled_429_waits_retry_after() {
     }
 }
 
+/// The answer's own clock counts, and not the local one, which says 2026-01-01.
+#[test]
+fn throttled_429_with_a_date_waits_by_the_answers_own_date() {
+    for (date, least) in [
+        ("Thu, 01 Jan 2026 01:00:00 GMT", secs(10)),
+        ("Wed, 31 Dec 2025 23:00:00 GMT", secs(7_210)),
+        ("Thu, 01 Jan 2026 03:00:00 GMT", ms(0)),
+        // No date: the local clock.
+        ("soon", secs(3_610)),
+    ] {
+        let fake = Fake::named(date);
+        Unlocked.begin(&fake);
+        let response = Response::new(429)
+            .with_header("Retry-After", "Thu, 01 Jan 2026 01:00:10 GMT")
+            .with_header("Date", date);
+        fake.answer("PATCH", response).patch(8);
+        let policy = RetryPolicy::default()
+            .with_max_retry_after(secs(8_000))
+            .with_deadline(secs(9_000));
+        let client = fake.builder().retry(policy).build().unwrap();
+        client.update(&Unlocked.update()).unwrap();
+        fake.slept(&[(least, least + ms(500))]);
+    }
+}
+
 #[test]
 fn throttled_429_until_deadline_is_not_applied() {
     for kind in [Locked, Unlocked] {
