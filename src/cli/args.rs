@@ -350,11 +350,21 @@ fn input(words: &mut Words) -> Result<Input> {
     }
     let file = words.values.pop().filter(|name| name != "-");
     let shard = words.text("shard")?;
+    let delimiter = words.text("delimiter")?;
+    let delimiter = delimiter.as_deref().map(delimiter_of).transpose()?;
     Ok(Input {
         file: file.map(PathBuf::from),
-        csv: words.has("csv"),
+        delimiter: delimiter.or(words.has("csv").then_some(b',')),
         shard: shard.as_deref().map(shard_of).transpose()?,
     })
+}
+
+fn delimiter_of(text: &str) -> Result<u8> {
+    match text.as_bytes() {
+        b"tab" | b"\\t" => Ok(b'\t'),
+        [byte] if byte.is_ascii_punctuation() && *byte != b'"' || *byte == b'\t' => Ok(*byte),
+        _ => Err("--delimiter takes one character, such as ';', or the word tab".into()),
+    }
 }
 
 fn shard_of(text: &str) -> Result<Shard> {

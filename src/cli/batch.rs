@@ -22,12 +22,14 @@ use super::files::{is_standard_input, replace_private, replaceable};
 use super::options::{Batch, Options, Shard};
 use super::past::Past;
 use super::progress::{Counts, Pace};
-use super::records::{Line, Lines, Opened, cut};
+use super::records::{Line, Lines};
 use super::results::{Results, line_of};
 use super::screen::{self, Style};
 use super::signals::Signals;
-use super::summary::Failures;
-use super::ticks::{Ticker, Ticks, write_metrics};
+use super::source::Opened;
+use super::split::LONGEST;
+use super::summary::{Failures, many};
+use super::ticks::{MetricsFile, Ticker, Ticks};
 use super::{Exit, Failure, Run, closed};
 
 /// What the client is made from, once no file has two purposes.
@@ -114,23 +116,30 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
     let rate = config.rate();
     let client = config.client(batch.workers)?;
     if opened.is_typed() {
-        screen::note("the input is read from this terminal; Ctrl-D ends it");
+        screen::note(&format!(
+            "{} are read from this terminal; Ctrl-D on a line of its own ends them",
+            match batch.input.delimiter {
+                Some(_) => "a CSV header and rows",
+                None => "JSON lines, one update each,",
+            }
+        ));
     }
     let (mut results, past) = earlier(&mut opened, batch, true).map_err(Failure::usage)?;
     if let Some(path) = &batch.failed {
-        // It is read once more at the end.
+        // The failed lines are copied at the end.
         opened.spool().map_err(Failure::usage)?;
-        replaceable(path).map_err(|e| {
-            Failure::usage(format!(
-                "the file {} of --failed cannot be written: {e}",
-                path.display()
-            ))
-        })?;
+        replaceable(path).map_err(|e| unwritable_failed(path, &e))?;
     }
     let counts = Arc::new(Counts::default());
-    let shard = batch.input.shard;
-    if let Some(path) = &batch.metrics {
-        write_metrics(path, &client, &counts, shard)
+    let metrics = batch.metrics.as_ref().map(|path| MetricsFile {
+        path: path.clone(),
+        client: client.clone(),
+        counts: counts.clone(),
+        shard: batch.input.shard,
+    });
+    if let Some(metrics) = &metrics {
+        metrics
+            .write(None)
             .map_err(|e| Failure::usage(format!("the file of --metrics cannot be written: {e}")))?;
     }
     let lines = opened.lines().map_err(Failure::usage)?;
@@ -144,8 +153,7 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
         counts: counts.clone(),
         signals: signals.clone(),
         cancel: engine.cancel_handle(),
-        metrics: batch.metrics.clone(),
-        shard,
+        metrics: metrics.clone(),
         style: progress_style(batch),
         pace: Pace::new(SystemClock.now(), total(&opened, batch, &past), rate),
         course: Default::default(),
@@ -158,7 +166,7 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
     };
     let mut outcomes = Outcomes {
         past: &past,
-        shard,
+        shard: batch.input.shard,
         results: results.as_mut(),
         counts: &counts,
         failures: Failures::default(),
@@ -169,9 +177,7 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
         retry_after: None,
         unwritable: None,
     };
-    let report = engine.run_tagged(reader.by_ref(), |digest, outcome| {
-        outcomes.take(digest, outcome)
-    });
+    let report = engine.run_tagged(reader.by_ref(), |tag, outcome| outcomes.take(tag, outcome));
     ticker.end();
     screen::clear();
     screen::unfold();
@@ -194,37 +200,39 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
     // A closure of the audit's file may be what fails.
     let flushed = client.flush(Duration::from_secs(5)).is_ok();
     let lost = client.metrics().audit_failures + u64::from(!flushed);
-    let signal = signals.caught();
     let end = End {
         report: &report,
         failures: &failures,
         lost,
         retry_after,
-        signal,
+        signal: signals.caught(),
     };
     end.report(options, past.failures(), batch.retry_failed);
-    if let Some(path) = &batch.metrics
-        && let Err(error) = write_metrics(path, &client, &counts, shard)
-    {
-        screen::warn(&format!("the file of --metrics cannot be written: {error}"));
-    }
-    if let Some(path) = &batch.failed {
-        let wanted = |line| bad.contains(&line) || past.is_failed(line) && !good.contains(&line);
-        write_failed(path, &opened, wanted).map_err(Failure::usage)?;
-    }
-    if let Some(failure) = unwritable {
-        return Err(failure);
-    }
-    if let Some(error) = reader.failed.take() {
-        return Err(Failure::usage(cut(error)));
-    }
+    let is_bad = |line| bad.contains(&line) || past.is_failed(line) && !good.contains(&line);
+    let read = reader.finish(batch.failed.is_some());
+    let read = read.and_then(|mut lines| {
+        if let (Some(path), Some(lines)) = (&batch.failed, &lines) {
+            write_failed(path, &opened, lines, is_bad)?;
+        }
+        lines.as_mut().map_or(Ok(()), Lines::end)
+    });
+    let complete = read.is_ok() && unwritable.is_none() && report.stopped.is_none();
     let earlier = !batch.retry_failed && past.failures() > 0;
-    Ok(match end.exit() {
+    let ended = unwritable.map_or(read, Err).map(|()| match end.exit() {
         Exit::Done | Exit::Failed if lost > 0 => Exit::AuditLost,
         Exit::Done | Exit::Failed if batch.exit_zero => Exit::Done,
         Exit::Done if earlier => Exit::Failed,
         exit => exit,
-    })
+    });
+    let exit = ended
+        .as_ref()
+        .map_or_else(|failure| failure.exit, |exit| *exit);
+    if let Some(metrics) = &metrics
+        && let Err(error) = metrics.write(Some((exit, complete)))
+    {
+        screen::warn(&format!("the file of --metrics cannot be written: {error}"));
+    }
+    ended
 }
 
 fn progress_style(batch: &Batch) -> Style {
@@ -262,7 +270,7 @@ struct Outcomes<'a> {
 }
 
 impl Outcomes<'_> {
-    fn take(&mut self, digest: u64, outcome: &BatchOutcome) -> ControlFlow<()> {
+    fn take(&mut self, tag: Tag, outcome: &BatchOutcome) -> ControlFlow<()> {
         let is_bad = matches!(outcome.status, Status::Failed | Status::Skipped);
         self.counts.count(outcome.status);
         if let Some(error) = &outcome.error {
@@ -277,9 +285,12 @@ impl Outcomes<'_> {
             }
         }
         let written = match &mut self.results {
-            Some(results) => line_of(outcome, digest, outcome.is_final(), self.shard)
-                .and_then(|line| results.write(&line))
-                .map_err(|e| Failure::usage(format!("the results file cannot be written: {e}"))),
+            Some(results) => {
+                let Tag { digest, ended } = tag;
+                line_of(outcome, digest, outcome.is_final(), ended, self.shard)
+                    .and_then(|line| results.write(&line))
+            }
+            .map_err(|e| Failure::usage(format!("the results file cannot be written: {e}"))),
             None => print_line(outcome).map_err(|error| closed(&error, Exit::OutputClosed)),
         };
         let audit = outcome.error.as_ref().map(Error::kind) == Some(ErrorKind::Audit);
@@ -296,21 +307,23 @@ impl Outcomes<'_> {
     }
 }
 
-/// The input lines that failed, as input for a next run, and the later lines of their
-/// conversations: without those a next run would put an older value over a newer one.
+fn unwritable_failed(path: &Path, error: &io::Error) -> Failure {
+    let shown = path.display();
+    Failure::usage(format!(
+        "the file {shown} of --failed cannot be written: {error}"
+    ))
+}
+
+/// Copies the lines that failed, as input for a next run, and the later lines of their
+/// conversations: without those a next run would put an older value over a newer one. `read` is
+/// the reading that the batch ran from.
 fn write_failed(
     path: &Path,
     opened: &Opened<'_>,
-    wanted: impl Fn(u64) -> bool,
-) -> Result<(), String> {
-    let unwritable = |e: io::Error| {
-        format!(
-            "the file {} of --failed cannot be written: {e}",
-            path.display()
-        )
-    };
-    let mut lines = opened.lines()?;
-    lines.keep_text();
+    read: &Lines,
+    is_bad: impl Fn(u64) -> bool,
+) -> Result<(), Failure> {
+    let mut lines = opened.lines().map_err(Failure::usage)?;
     let mut too_long = 0u64;
     let mut conversations = HashSet::new();
     replace_private(path, |out| {
@@ -318,50 +331,56 @@ fn write_failed(
             out.write_all(header)?;
             out.write_all(b"\n")?;
         }
-        while let Some(record) = lines.next_record() {
-            let is_bad = wanted(record.number);
+        let mut unchanged = lines.seen == read.seen;
+        while !(read.over && lines.seen.records == read.seen.records)
+            && let Some(record) = lines.next_record()
+        {
+            unchanged |= lines.seen == read.seen;
+            let is_bad = is_bad(record.number);
             if !is_bad && conversations.is_empty() {
                 continue;
             }
-            let text = record.text.clone();
-            let update = lines.read(record).and_then(|line| line.update.ok());
-            let conversation =
-                update.map(|update| Digest::of(update.target().conversation_id().as_bytes()));
+            let id = lines.conversation(&record);
+            let conversation = id.map(|id| Digest::of(id.as_bytes()));
             if is_bad {
                 conversations.extend(conversation);
             } else if !conversation.is_some_and(|id| conversations.contains(&id)) {
                 continue;
             }
-            if text.is_empty() {
+            if record.piece.is_too_long() {
                 too_long += 1;
                 continue;
             }
-            out.write_all(&text)?;
+            out.write_all(&record.piece.text)?;
             out.write_all(b"\n")?;
         }
-        match lines.failed.take() {
-            Some(error) => Err(error),
-            None => Ok(()),
+        match unchanged {
+            true => lines.failure().map_err(io::Error::other),
+            false => Err(io::Error::other(format!(
+                "the input {} changed while the batch ran, so that the lines which it read are no \
+                 longer there; the outcomes tell which ones failed",
+                opened.name()
+            ))),
         }
     })
-    .map_err(unwritable)?;
+    .map_err(|error| unwritable_failed(path, &error))?;
     if too_long > 0 {
         screen::warn(&format!(
-            "{too_long} lines are too long for the file of --failed"
+            "the file of --failed lacks {} of more than {LONGEST} bytes",
+            many(too_long, "line")
         ));
     }
     Ok(())
 }
 
-/// Reads the input on a thread of its own, so that a batch that stops early does not wait for an
-/// input that gives nothing.
+/// Reads the input on a thread of its own, so that a batch that stops early does not wait for a
+/// pipe that gives nothing.
 struct Reader {
-    lines: Receiver<Result<Line, io::Error>>,
-    /// Until it was found to have ended.
-    thread: Option<JoinHandle<()>>,
+    lines: Receiver<Line>,
+    thread: JoinHandle<Lines>,
+    over: bool,
     cancel: Cancel,
     verify: bool,
-    failed: Option<io::Error>,
 }
 
 impl Reader {
@@ -375,55 +394,63 @@ impl Reader {
         let (sender, receiver) = sync_channel(2);
         let thread = std::thread::spawn(move || {
             for line in lines.wanted(wanted) {
-                if sender.send(Ok(line)).is_err() {
-                    return;
+                if sender.send(line).is_err() {
+                    break;
                 }
             }
-            if let Some(error) = lines.failed.take() {
-                // Nobody is there to hear it when the batch has stopped.
-                let _ = sender.send(Err(error));
-            }
+            lines
         });
         Reader {
             lines: receiver,
-            thread: Some(thread),
+            thread,
+            over: false,
             cancel,
             verify,
-            failed: None,
         }
+    }
+
+    /// The reading, as far as it went. `None` if it may still wait for a pipe; `wait` says that the
+    /// input is a file.
+    fn finish(self, wait: bool) -> Result<Option<Lines>, Failure> {
+        drop(self.lines);
+        if !self.over && !wait {
+            return Ok(None);
+        }
+        let joined = self.thread.join().map(Some);
+        joined.map_err(|_| Failure::usage("the input could not be read: its reader panicked"))
     }
 }
 
 impl Iterator for Reader {
-    type Item = (u64, u64, Result<Update, Error>);
+    type Item = (u64, Tag, Result<Update, Error>);
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             match self.lines.recv_timeout(Duration::from_millis(100)) {
-                Ok(Ok(line)) => {
-                    let update = line
-                        .update
-                        .map_err(|problem| Error::new(ErrorKind::InvalidInput, problem));
+                Ok(line) => {
                     let update = match self.verify {
-                        true => update.map(Update::verify),
-                        false => update,
+                        true => line.update.map(Update::verify),
+                        false => line.update,
                     };
-                    return Some((line.number, line.digest, update));
-                }
-                Ok(Err(error)) => {
-                    self.failed = Some(error);
-                    return None;
+                    let tag = Tag {
+                        digest: line.digest,
+                        ended: line.ended,
+                    };
+                    return Some((line.number, tag, update));
                 }
                 Err(RecvTimeoutError::Timeout) if self.cancel.is_cancelled() => return None,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    let ended = self.thread.take().map(JoinHandle::join);
-                    if let Some(Err(_)) = ended {
-                        self.failed = Some(io::Error::other("its reader panicked"));
-                    }
+                    self.over = true;
                     return None;
                 }
             }
         }
     }
+}
+
+/// What the results keep of an input line.
+struct Tag {
+    digest: u64,
+    ended: bool,
 }

@@ -12,7 +12,9 @@ use super::client::{Config, schema};
 use super::diff::diff;
 use super::files::Files;
 use super::options::{Assignment, Change, Given, Input, Options};
-use super::records::{Lines, Opened, cut};
+use super::records::Lines;
+use super::source::Opened;
+use super::summary::many;
 use super::{Exit, Failure, Run, closed, print, print_json, screen};
 
 /// The most that is read as one value.
@@ -168,14 +170,10 @@ fn in_words(receipt: &Receipt) -> String {
         (Some(now), _) => text += &format!(", version {now}"),
         (None, _) => {}
     }
-    let many = |count: u32, what: &str| match count {
-        1 => format!("1 {what}"),
-        _ => format!("{count} {what}s"),
-    };
     text + &format!(
         ", {}, {}, {:.0?}\n",
-        many(receipt.attempts, "write"),
-        many(receipt.requests, "request"),
+        many(receipt.attempts.into(), "write"),
+        many(receipt.requests.into(), "request"),
         receipt.latency
     )
 }
@@ -288,7 +286,9 @@ pub(crate) fn validate(options: &Options, input: &Input) -> Run {
         screen::summary(&summary.to_string());
     } else {
         screen::note(&format!(
-            "{valid} lines are valid, {refused} would be refused"
+            "{} {} valid, {refused} would be refused",
+            many(valid, "line"),
+            if valid == 1 { "is" } else { "are" }
         ));
     }
     Ok(if refused == 0 {
@@ -320,7 +320,7 @@ pub(crate) fn refusals(
     for line in lines.wanted(wanted) {
         let result = match &line.update {
             Ok(update) => checked(update, schema),
-            Err(problem) => Err(Error::new(ErrorKind::InvalidInput, problem.as_str())),
+            Err(problem) => Err(problem.clone()),
         };
         let Err(error) = result else {
             valid += 1;
@@ -346,8 +346,6 @@ pub(crate) fn refusals(
     }
     out.flush()
         .map_err(|error| closed(&error, Exit::BrokenPipe))?;
-    match lines.failed.take() {
-        Some(error) => Err(Failure::usage(cut(error))),
-        None => Ok((valid, refused)),
-    }
+    lines.end()?;
+    Ok((valid, refused))
 }

@@ -1,193 +1,64 @@
-//! CSV: rows by csv-core's grammar, and what their cells mean by the header row.
+//! CSV: the cells of a row, and what they mean by the header row.
 
-use std::io::{self, BufRead};
+use serde_json::Value;
+use serde_json::de::from_str;
 
-use genesys_attributes::Update;
-use serde::Deserialize;
-use serde_json::{Map, Value};
-
-use super::digest::Digest;
 use super::table::distance;
 
-/// The longest line that is kept. A longer one is read to its end and dropped.
-pub(crate) const LONGEST_LINE: usize = 1 << 20;
-
-/// Takes rows out of a source.
-pub(crate) struct Rows {
-    core: csv_core::Reader,
-    cells: Vec<u8>,
-    ends: Vec<usize>,
-    /// Physical lines that were read to their end.
-    lines: u64,
-    /// Nothing comes any more.
-    over: bool,
+/// The cells of one row, as far as it is one: a bare carriage return ends it.
+fn row(text: &[u8], delimiter: u8) -> (csv::ByteRecord, bool) {
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .flexible(true)
+        .delimiter(delimiter)
+        .buffer_capacity(text.len().clamp(1, 1 << 13))
+        .from_reader(text);
+    let mut row = csv::ByteRecord::new();
+    let read = reader.read_byte_record(&mut row);
+    let used = reader.position().byte();
+    let whole = read.is_ok() && used >= text.len() as u64 && !text.ends_with(b"\r");
+    (row, whole)
 }
 
-/// One row.
-pub(crate) struct Row {
-    /// The physical line that it begins on.
-    pub(crate) line: u64,
-    /// The digest of its text, line end left out.
-    pub(crate) digest: Digest,
-    /// Its text, where that is asked for and not too long.
-    pub(crate) raw: Vec<u8>,
-    /// Its cells, or what is wrong with it.
-    pub(crate) cells: Result<Vec<String>, String>,
-}
-
-impl Rows {
-    pub(crate) fn new() -> Rows {
-        Rows {
-            core: csv_core::Reader::new(),
-            cells: vec![0; 1 << 12],
-            ends: vec![0; 64],
-            lines: 0,
-            over: false,
-        }
-    }
-
-    /// The next row that is not blank, or `None` at the end.
-    pub(crate) fn next(&mut self, source: &mut dyn BufRead, keep: bool) -> io::Result<Option<Row>> {
-        loop {
-            match self.row(source, keep)? {
-                Some(Row {
-                    cells: Ok(cells), ..
-                }) if matches!(cells.as_slice(), [only] if only.trim().is_empty()) => {}
-                row => return Ok(row),
-            }
-        }
-    }
-
-    fn row(&mut self, source: &mut dyn BufRead, keep: bool) -> io::Result<Option<Row>> {
-        let mut row = Row {
-            line: 0,
-            digest: Digest::new(),
-            raw: Vec::new(),
-            cells: Ok(Vec::new()),
-        };
-        if self.over {
-            return Ok(None);
-        }
-        let (mut used, mut ended, mut length) = (0, 0, 0usize);
-        let (mut unclosed, mut bare) = (false, false);
-        loop {
-            let buffer = fill(source)?;
-            let at_end = buffer.is_empty();
-            // A line end after the last row ends it, but inside of quotes.
-            let probe = at_end && row.line > 0;
-            let input = if probe { b"\n" } else { buffer };
-            let (result, read, written, ends) =
-                self.core
-                    .read_record(input, &mut self.cells[used..], &mut self.ends[ended..]);
-            if probe && result == csv_core::ReadRecordResult::InputEmpty {
-                (unclosed, self.over) = (true, true);
-                break;
-            }
-            let read = if probe { 0 } else { read };
-            let is_row = result == csv_core::ReadRecordResult::Record;
-            let mut chunk = &buffer[..read];
-            if row.line == 0 {
-                // Ends of lines before the row begins.
-                let blank = chunk
-                    .iter()
-                    .take_while(|b| matches!(b, b'\r' | b'\n'))
-                    .count();
-                self.lines += newlines(&chunk[..blank]);
-                chunk = &chunk[blank..];
-                if !chunk.is_empty() {
-                    row.line = self.lines + 1;
-                }
-            }
-            self.lines += newlines(chunk);
-            let end = chunk.last().copied().filter(|_| is_row && !at_end);
-            let text = &chunk[..chunk.len() - usize::from(end.is_some())];
-            row.digest.add(text);
-            length += chunk.len();
-            if keep && length <= LONGEST_LINE {
-                row.raw.extend_from_slice(text);
-            }
-            source.consume(read);
-            (used, ended) = (used + written, ended + ends);
-            match result {
-                csv_core::ReadRecordResult::InputEmpty => {}
-                csv_core::ReadRecordResult::OutputFull if length > LONGEST_LINE => used = 0,
-                csv_core::ReadRecordResult::OutputEndsFull if length > LONGEST_LINE => ended = 0,
-                csv_core::ReadRecordResult::OutputFull => {
-                    self.cells.resize(2 * self.cells.len(), 0)
-                }
-                csv_core::ReadRecordResult::OutputEndsFull => {
-                    self.ends.resize(2 * self.ends.len(), 0);
-                }
-                csv_core::ReadRecordResult::End if row.line == 0 => return Ok(None),
-                csv_core::ReadRecordResult::Record | csv_core::ReadRecordResult::End => {
-                    // csv-core also ends a row at a bare carriage return: what follows up to
-                    // the end of the line would be taken for another row.
-                    if end == Some(b'\r') && fill(source)?.first() != Some(&b'\n') {
-                        bare = true;
-                        if !fill(source)?.is_empty() {
-                            (used, ended) = (0, 0);
-                            continue;
-                        }
-                    }
-                    break;
-                }
-            }
-        }
-        row.cells = if unclosed {
-            Err(
-                "a quoted cell of the row has no closing quote: the rest of the file belongs to \
-                 it"
+/// The cells of one row, whose line end is left out.
+pub(crate) fn cells(text: &[u8], delimiter: u8) -> Result<Vec<String>, String> {
+    let (row, whole) = row(text, delimiter);
+    if !whole {
+        return Err(
+            "the row holds a bare carriage return: lines must end in LF or CR LF, and a cell with \
+             line breaks must be quoted"
                 .into(),
-            )
-        } else if bare {
-            Err(
-                "the row holds a bare carriage return: lines must end in LF or CR LF, and a cell \
-                 with line breaks must be quoted"
-                    .into(),
-            )
-        } else if length > LONGEST_LINE {
-            row.raw = Vec::new();
-            Err(format!(
-                "the row is {length} bytes long; at most {LONGEST_LINE} are read"
-            ))
-        } else {
-            let mut from = 0;
-            let ends = self.ends.get(..ended).unwrap_or_default();
-            let cells = ends.iter().map(|end| {
-                let cell = self.cells.get(from..*end).unwrap_or_default();
-                from = *end;
-                std::str::from_utf8(cell).map(str::to_owned)
-            });
-            cells
-                .collect::<Result<_, _>>()
-                .map_err(|_| "the row is not valid UTF-8".to_owned())
-        };
-        Ok(Some(row))
+        );
+    }
+    let cells = row
+        .iter()
+        .map(|cell| std::str::from_utf8(cell).map(str::to_owned));
+    cells
+        .collect::<Result<_, _>>()
+        .map_err(|_| "the row is not valid UTF-8".into())
+}
+
+/// A delimiter in words, as `--delimiter` takes it.
+fn in_words(delimiter: u8) -> String {
+    match delimiter {
+        b'\t' => "tab".into(),
+        _ => format!("'{}'", char::from(delimiter)),
     }
 }
 
-fn newlines(bytes: &[u8]) -> u64 {
-    bytes.iter().filter(|b| **b == b'\n').count() as u64
-}
-
-/// What is buffered; empty at the end.
-pub(crate) fn fill(source: &mut dyn BufRead) -> io::Result<&[u8]> {
-    loop {
-        match source.fill_buf() {
-            Ok(_) => break,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    // What was just filled is given again; in two steps for the borrow checker's sake.
-    source.fill_buf()
+/// The delimiter that the header row was probably written with.
+fn other_delimiter(header: &[u8], cells: &[String], delimiter: u8) -> Option<u8> {
+    let others = [b',', b';', b'\t', b'|'].into_iter();
+    let mut others = others.filter(|other| *other != delimiter && header.contains(other));
+    others.find(|other| {
+        let (names, _) = row(header, *other);
+        cells.len() == 1 || names.iter().any(|name| name == b"conversationId")
+    })
 }
 
 /// What the header row of a CSV says.
 pub(crate) struct Columns {
     names: Vec<Column>,
-    has_participant: bool,
-    has_target: bool,
 }
 
 enum Column {
@@ -233,18 +104,20 @@ const ONLY_JSON: [&str; 3] = ["attributes", "remove", "verify"];
 const ESCAPE: &str = "attr:";
 
 impl Columns {
-    pub(crate) fn of(header: &[String]) -> Result<Columns, String> {
-        if let [only] = header
-            && only.contains([';', '\t', '|'])
+    /// The columns of a header row, from its cells and its text.
+    pub(crate) fn of(header: &[String], text: &[u8], delimiter: u8) -> Result<Columns, String> {
+        if !header.iter().any(|name| name == "conversationId")
+            && let Some(other) = other_delimiter(text, header, delimiter)
         {
-            return Err("the header row of the CSV has one cell: separate cells by commas".into());
+            return Err(format!(
+                "the cells of its header row are separated by {other}, not by {}: give \
+                 --delimiter {other}",
+                in_words(delimiter),
+                other = in_words(other),
+            ));
         }
         let mut names: Vec<Column> = Vec::new();
         for (index, name) in header.iter().enumerate() {
-            let name = match name.strip_prefix('\u{FEFF}') {
-                Some(rest) if index == 0 => rest,
-                _ => name,
-            };
             let column = match FIELDS.iter().find(|field| **field == name) {
                 Some(field) => Column::Field(field),
                 None => attribute(name, index + 1)?,
@@ -259,28 +132,20 @@ impl Columns {
             }
             names.push(column);
         }
-        let has = |wanted: &str| {
-            names
-                .iter()
-                .any(|column| matches!(column, Column::Field(name) if *name == wanted))
-        };
-        if !has("conversationId") {
-            return Err(
-                "the CSV has no column conversationId in its header row (are its cells separated \
-                 by commas?)"
-                    .into(),
-            );
+        let columns = Columns { names };
+        if !columns.has("conversationId") {
+            return Err(format!(
+                "the CSV has no column conversationId in its header row (its cells are separated \
+                 by {}; --delimiter names another character)",
+                in_words(delimiter)
+            ));
         }
-        let (has_participant, has_target) = (has("participant"), has("target"));
-        Ok(Columns {
-            names,
-            has_participant,
-            has_target,
-        })
+        Ok(columns)
     }
 
-    /// What a row asks for: the same record as a JSON line's.
-    pub(crate) fn update(&self, cells: &[String]) -> Result<Update, String> {
+    /// A row as the JSON text of the record that it stands for. The library reads both formats, so
+    /// that a number or a repeated key is treated in one way.
+    pub(crate) fn record(&self, cells: &[String]) -> Result<String, String> {
         if cells.len() != self.names.len() {
             return Err(format!(
                 "the row has {} cells, the header {}",
@@ -288,50 +153,63 @@ impl Columns {
                 self.names.len()
             ));
         }
-        let mut record = Map::new();
-        let mut attributes = Map::new();
+        let (mut fields, mut attributes) = (Vec::new(), Vec::new());
+        let entry = |name: &str, json: &str| format!("{}:{json}", Value::from(name));
         for (column, cell) in self.names.iter().zip(cells) {
             match column {
                 _ if cell.is_empty() => {}
-                Column::Field(name) => {
-                    record.insert((*name).to_owned(), field(name, cell)?);
-                }
-                Column::Attribute {
-                    key,
-                    is_json: false,
-                } => {
-                    attributes.insert(key.clone(), Value::from(cell.as_str()));
-                }
-                Column::Attribute { key, is_json: true } => {
-                    let value = serde_json::from_str(cell)
-                        .map_err(|_| format!("the cell of {key:?} is not JSON"))?;
-                    attributes.insert(key.clone(), value);
+                Column::Field(name) => fields.push(entry(name, &field(name, cell)?.to_string())),
+                Column::Attribute { key, is_json } => {
+                    let json = match is_json {
+                        false => Value::from(cell.as_str()).to_string(),
+                        true => from_str::<serde::de::IgnoredAny>(cell)
+                            .map(|_| cell.clone())
+                            .map_err(|_| format!("the cell of {key:?} is not JSON"))?,
+                    };
+                    attributes.push(entry(key, &json));
                 }
             }
         }
         // An empty cell where a target is told apart must not turn the line into another one.
-        let target = record.get("target").and_then(Value::as_str);
-        if self.has_participant
-            && !record.contains_key("participant")
-            && matches!(target, None | Some("participant"))
+        let target = self.cell("target", cells);
+        let no_participant = self.cell("participant", cells).is_none();
+        if self.has("participant") && no_participant && matches!(target, None | Some("participant"))
         {
             return Err("the cell of participant is empty".into());
         }
-        if self.has_target && target.is_none() && !record.contains_key("participant") {
+        if self.has("target") && target.is_none() && no_participant {
             return Err("the cell of target is empty".into());
         }
-        if !record.contains_key("conversationId") {
+        if self.cell("conversationId", cells).is_none() {
             return Err("the cell of conversationId is empty".into());
         }
-        record.insert("attributes".into(), Value::Object(attributes));
-        Update::deserialize(Value::Object(record)).map_err(|error| error.to_string())
+        fields.push(entry(
+            "attributes",
+            &format!("{{{}}}", attributes.join(",")),
+        ));
+        Ok(format!("{{{}}}", fields.join(",")))
     }
 
-    /// The conversation that a row names, though it may be no update.
-    pub(crate) fn conversation(&self, cells: &[String]) -> Option<String> {
-        let is_it = |column: &Column| matches!(column, Column::Field("conversationId"));
-        let cell = cells.get(self.names.iter().position(is_it)?)?;
-        (!cell.is_empty()).then(|| cell.clone())
+    fn position(&self, field: &str) -> Option<usize> {
+        let mut names = self.names.iter();
+        names.position(|column| matches!(column, Column::Field(name) if *name == field))
+    }
+
+    fn has(&self, field: &str) -> bool {
+        self.position(field).is_some()
+    }
+
+    /// What a row says in the column of a field, unless that is empty.
+    fn cell<'c>(&self, field: &str, cells: &'c [String]) -> Option<&'c str> {
+        let cell = cells.get(self.position(field)?)?;
+        (!cell.is_empty()).then_some(cell)
+    }
+
+    /// The conversation that a row names, even if the row is no update.
+    pub(crate) fn conversation(&self, text: &[u8], delimiter: u8) -> Option<String> {
+        let (row, _) = row(text, delimiter);
+        let cell = row.get(self.position("conversationId")?)?;
+        (!cell.is_empty()).then(|| String::from_utf8_lossy(cell).into_owned())
     }
 }
 
@@ -419,8 +297,7 @@ mod tests {
     use super::*;
 
     fn header(text: &str) -> Result<Columns, String> {
-        let cells: Vec<String> = text.split(',').map(str::to_owned).collect();
-        Columns::of(&cells)
+        Columns::of(&cells(text.as_bytes(), b',')?, text.as_bytes(), b',')
     }
 
     #[test]
@@ -453,7 +330,9 @@ mod tests {
         }
         for (text, problem) in [
             ("id,k", "conversationId"),
-            ("conversationId;k", "separate cells by commas"),
+            ("conversationId;k", "--delimiter ';'"),
+            ("conversationId\tk,l", "--delimiter tab"),
+            ("id|k", "--delimiter '|'"),
             ("conversationId, participant,k", "spaces around"),
             ("conversationId,k ", "spaces around"),
             ("conversationId,k,k:", "two columns"),
@@ -479,8 +358,10 @@ mod tests {
     }
 
     fn update(head: &str, row: &str) -> Result<Value, String> {
-        let cells: Vec<String> = row.split(',').map(str::to_owned).collect();
-        let update = header(head)?.update(&cells)?;
+        let record = header(head)?.record(&cells(row.as_bytes(), b',')?)?;
+        let update: genesys_attributes::Update = record
+            .parse()
+            .map_err(|e: genesys_attributes::Error| e.to_string())?;
         Ok(serde_json::to_value(update).unwrap())
     }
 

@@ -1,9 +1,12 @@
-//! Which of the files of one run are the same file, whatever they are called: one of two purposes
-//! would spoil the other.
+//! Refuses one file for two purposes, whatever it is called, and puts files in their place in one
+//! step.
 
-use std::fs::{File, Metadata};
-use std::io::{self, Write};
+use std::fs::{File, Permissions};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+
+use same_file::Handle;
+use tempfile::NamedTempFile;
 
 /// The files of one run.
 #[derive(Default)]
@@ -15,229 +18,172 @@ struct Used {
     identity: Identity,
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq)]
 enum Identity {
-    /// Device and number: the same for hard links.
-    Inode(u64, u64),
-    /// A file that is not there yet, or a system without such numbers.
+    /// A file that is there: hard links to it are the same.
+    Open(Handle),
+    /// A file that is not there yet, or may not be read.
     Path(PathBuf),
 }
 
 impl Files {
     pub(crate) fn read(self, name: &'static str, path: Option<&Path>) -> Result<Files, String> {
-        self.add(name, path, false)
+        self.add(name, path.and_then(identity), false)
     }
 
     pub(crate) fn written(self, name: &'static str, path: Option<&Path>) -> Result<Files, String> {
-        self.add(name, path, true)
+        self.add(name, path.and_then(identity), true)
     }
 
-    fn add(self, name: &'static str, path: Option<&Path>, written: bool) -> Result<Files, String> {
-        match path.and_then(identity) {
-            Some(identity) => self.check(Used {
-                name,
-                written,
-                identity,
-            }),
-            None => Ok(self),
-        }
-    }
-
-    /// Standard output and standard error, where they go to a file, and standard input where it is
-    /// read.
+    /// Standard output and standard error, and standard input if it is read.
     pub(crate) fn streams(self, stdin: bool) -> Result<Files, String> {
-        let mut files = self;
-        for (name, wanted, written) in [
-            ("standard input", stdin, false),
-            ("standard output", true, true),
-            ("standard error", true, true),
-        ] {
-            if wanted && let Some(identity) = stream(name) {
-                files = files.check(Used {
-                    name,
-                    written,
-                    identity,
-                })?;
-            }
-        }
-        Ok(files)
+        let regular = |handle: io::Result<Handle>| {
+            let handle = handle.ok()?;
+            let is_file = handle.as_file().metadata().ok()?.is_file();
+            is_file.then_some(Identity::Open(handle))
+        };
+        let input = stdin.then(|| regular(Handle::stdin())).flatten();
+        self.add("standard input", input, false)?
+            .add("standard output", regular(Handle::stdout()), true)?
+            .add("standard error", regular(Handle::stderr()), true)
     }
 
-    fn check(mut self, new: Used) -> Result<Files, String> {
+    fn add(
+        mut self,
+        name: &'static str,
+        identity: Option<Identity>,
+        written: bool,
+    ) -> Result<Files, String> {
+        let Some(identity) = identity else {
+            return Ok(self);
+        };
         for other in &self.0 {
-            // Both may go to one log.
-            let streams = (other.name, new.name) == ("standard output", "standard error");
-            if other.identity == new.identity && (other.written || new.written) && !streams {
+            // Both streams may go to one log.
+            let streams = (other.name, name) == ("standard output", "standard error");
+            if other.identity == identity && (other.written || written) && !streams {
                 return Err(format!(
-                    "{} and {} are the same file: give each a file of its own",
-                    other.name, new.name
+                    "{} and {name} are the same file: give each a file of its own",
+                    other.name
                 ));
             }
         }
-        self.0.push(new);
+        self.0.push(Used {
+            name,
+            written,
+            identity,
+        });
         Ok(self)
     }
 }
 
-fn identity(path: &Path) -> Option<Identity> {
-    match std::fs::metadata(path) {
-        Ok(metadata) => of_metadata(&metadata, || path.canonicalize().ok()),
-        // Not there yet: its folder is.
-        Err(_) => {
-            let name = path.file_name()?;
-            let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-            let folder = folder.unwrap_or(Path::new(".")).canonicalize().ok()?;
-            Some(Identity::Path(folder.join(name)))
-        }
-    }
-}
-
 /// Only regular files are spoilt by a second purpose.
-#[cfg(unix)]
-fn of_metadata(metadata: &Metadata, _: impl Fn() -> Option<PathBuf>) -> Option<Identity> {
-    use std::os::unix::fs::MetadataExt;
-    metadata
-        .is_file()
-        .then(|| Identity::Inode(metadata.dev(), metadata.ino()))
-}
-
-#[cfg(not(unix))]
-fn of_metadata(metadata: &Metadata, path: impl Fn() -> Option<PathBuf>) -> Option<Identity> {
-    metadata.is_file().then(path)?.map(Identity::Path)
-}
-
-#[cfg(unix)]
-fn stream(name: &str) -> Option<Identity> {
-    use std::os::fd::AsFd;
-    let copy = match name {
-        "standard input" => io::stdin().as_fd().try_clone_to_owned(),
-        "standard output" => io::stdout().as_fd().try_clone_to_owned(),
-        _ => io::stderr().as_fd().try_clone_to_owned(),
-    };
-    let metadata = File::from(copy.ok()?).metadata().ok()?;
-    of_metadata(&metadata, || None)
-}
-
-#[cfg(not(unix))]
-fn stream(_: &str) -> Option<Identity> {
-    None
-}
-
-/// Whether a path means what standard input reads: `-`, or another name of the same pipe or file.
-pub(crate) fn is_standard_input(path: &Path) -> bool {
-    path.as_os_str() == "-" || is_same_as_stdin(path)
-}
-
-#[cfg(unix)]
-fn is_same_as_stdin(path: &Path) -> bool {
-    use std::os::fd::AsFd;
-    use std::os::unix::fs::MetadataExt;
-    let stdin = io::stdin().as_fd().try_clone_to_owned();
-    let stdin = stdin.and_then(|copy| File::from(copy).metadata());
-    let at = |data: Metadata| (data.dev(), data.ino());
-    match (stdin, std::fs::metadata(path)) {
-        (Ok(stdin), Ok(found)) => at(stdin) == at(found),
-        _ => false,
+fn identity(path: &Path) -> Option<Identity> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    match path.metadata() {
+        Ok(data) if !data.is_file() => None,
+        Ok(_) => Some(match Handle::from_path(path) {
+            Ok(handle) => Identity::Open(handle),
+            Err(_) => Identity::Path(path.canonicalize().ok()?),
+        }),
+        Err(_) => Some(Identity::Path(
+            folder.canonicalize().ok()?.join(path.file_name()?),
+        )),
     }
 }
 
-#[cfg(not(unix))]
-fn is_same_as_stdin(_: &Path) -> bool {
-    false
+/// True if a path means what standard input reads: `-`, or another name of the same file.
+pub(crate) fn is_standard_input(path: &Path) -> bool {
+    // A pipe that is opened may wait for its writer: only a regular file is compared.
+    let is_file = path.metadata().is_ok_and(|data| data.is_file());
+    let same = || Some(Handle::from_path(path).ok()? == Handle::stdin().ok()?);
+    let names = ["-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"].map(Path::new);
+    names.contains(&path) || is_file && same() == Some(true)
 }
 
-/// Who may read a file that is put in place.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Readers {
-    /// Whoever the system's defaults allow.
-    Anybody,
-    /// Its owner; of a file that is there already, whoever may read it now.
-    Owner,
-}
+/// The mode of a new file for every reader that the system's defaults allow.
+const EVERY_READER: u32 = 0o666;
+const OWNER: u32 = 0o600;
 
-/// Puts a file in its place in one step, so that a reader sees the old one or the new one whole.
+/// Puts a file in its place in one step: a reader sees the old one or the new one whole.
 pub(crate) fn replace(
     path: &Path,
     content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    put(path, Readers::Anybody, content)
+    put(path, EVERY_READER, content)
 }
 
-/// The same for what others should not read.
+/// The same; a new file is for its owner only.
 pub(crate) fn replace_private(
     path: &Path,
     content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    put(path, Readers::Owner, content)
+    put(path, OWNER, content)
 }
 
 fn put(
     path: &Path,
-    readers: Readers,
+    mode: u32,
     content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    // What is no regular file (a device, a pipe) cannot be replaced.
-    let present = std::fs::metadata(path).ok();
-    if present.as_ref().is_some_and(|data| !data.is_file()) {
-        let mut out = io::BufWriter::new(File::options().write(true).open(path)?);
-        content(&mut out)?;
-        return out.flush();
+    // A device or a pipe cannot be replaced.
+    if path.metadata().is_ok_and(|data| !data.is_file()) {
+        return write(File::options().write(true).open(path)?, content);
     }
     // A link goes on pointing to the file.
     let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let draft = draft_of(path)?;
-    let written = new_file(&draft, readers, present.as_ref()).and_then(|file| {
-        let mut out = io::BufWriter::new(file);
-        content(&mut out)?;
-        out.flush()
-    });
-    let placed = written.and_then(|()| std::fs::rename(&draft, path));
-    if placed.is_err() {
-        let _ = std::fs::remove_file(&draft);
-    }
-    placed
+    let draft = draft_of(path, mode)?;
+    write(draft.as_file(), content)?;
+    draft.persist(path)?;
+    Ok(())
 }
 
-/// Whether [`replace`] could put a file there, as far as can be told before.
+fn write(
+    file: impl Write,
+    content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut out = BufWriter::new(file);
+    content(&mut out)?;
+    out.flush()
+}
+
+/// Tells before a run whether [`replace`] could put a file there.
 pub(crate) fn replaceable(path: &Path) -> io::Result<()> {
-    if std::fs::metadata(path).is_ok_and(|data| !data.is_file()) {
-        return File::options().write(true).open(path).map(drop);
-    }
-    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    if path.exists() {
+    let exists = path.metadata().is_ok();
+    if exists {
         File::options().append(true).open(path)?;
     }
-    let draft = draft_of(path)?;
-    new_file(&draft, Readers::Owner, None)?;
-    std::fs::remove_file(&draft)
+    if path.metadata().is_ok_and(|data| !data.is_file()) {
+        return Ok(());
+    }
+    draft_of(
+        &path.canonicalize().unwrap_or_else(|_| path.to_owned()),
+        OWNER,
+    )?
+    .close()
 }
 
-fn draft_of(path: &Path) -> io::Result<PathBuf> {
-    let name = path
-        .file_name()
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}.tmp", std::process::id()));
-    Ok(path.with_file_name(hidden))
+/// A new file beside the one that it will replace, with that one's permissions.
+fn draft_of(path: &Path, mode: u32) -> io::Result<NamedTempFile> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".genesys-attributes-").suffix(".tmp");
+    if let Some(permissions) = permissions(mode) {
+        builder.permissions(permissions);
+    }
+    let draft = builder.tempfile_in(folder.unwrap_or(Path::new(".")))?;
+    if let Ok(present) = path.metadata() {
+        draft.as_file().set_permissions(present.permissions())?;
+    }
+    Ok(draft)
 }
 
 #[cfg(unix)]
-fn new_file(path: &Path, readers: Readers, present: Option<&Metadata>) -> io::Result<File> {
-    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true);
-    if readers == Readers::Owner {
-        options.mode(0o600);
-    }
-    let file = options.open(path)?;
-    if let (Readers::Owner, Some(data)) = (readers, present) {
-        file.set_permissions(std::fs::Permissions::from_mode(data.permissions().mode()))?;
-    }
-    Ok(file)
+fn permissions(mode: u32) -> Option<Permissions> {
+    Some(std::os::unix::fs::PermissionsExt::from_mode(mode))
 }
 
 #[cfg(not(unix))]
-fn new_file(path: &Path, _: Readers, _: Option<&Metadata>) -> io::Result<File> {
-    File::create(path)
+fn permissions(_: u32) -> Option<Permissions> {
+    None
 }

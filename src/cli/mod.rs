@@ -21,6 +21,8 @@ mod rehearsal;
 mod results;
 mod signals;
 mod sniff;
+mod source;
+mod split;
 mod status;
 mod summary;
 mod table;
@@ -53,7 +55,11 @@ pub(crate) enum Exit {
 
 impl Exit {
     pub(crate) fn code(self) -> ExitCode {
-        ExitCode::from(match self {
+        ExitCode::from(self.status())
+    }
+
+    pub(crate) fn status(self) -> u8 {
+        match self {
             Exit::Done | Exit::BrokenPipe => 0,
             Exit::Failed => 1,
             Exit::Usage => 2,
@@ -63,7 +69,7 @@ impl Exit {
             Exit::Outage => 6,
             Exit::AuditLost => 7,
             Exit::Signal(status) => status,
-        })
+        }
     }
 }
 

@@ -76,7 +76,8 @@ pub(crate) enum Given {
 pub(crate) struct Input {
     /// `None` is standard input.
     pub(crate) file: Option<PathBuf>,
-    pub(crate) csv: bool,
+    /// The character between the cells of a CSV; `None` is JSON lines.
+    pub(crate) delimiter: Option<u8>,
     pub(crate) shard: Option<Shard>,
 }
 

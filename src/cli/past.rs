@@ -22,6 +22,9 @@ pub(crate) struct Recorded {
     /// The line was corrected, and is of another shard since: it has no outcome here.
     #[serde(default)]
     pub(crate) moved: bool,
+    /// The line was the last one of its input and had no line end: it may be completed since.
+    #[serde(default)]
+    pub(crate) partial: bool,
     pub(crate) error: Option<RecordedError>,
 }
 
@@ -67,6 +70,8 @@ pub(crate) struct Past {
     /// The lines that may be corrected: they failed, or were skipped and never applied. With the
     /// digest that they had then.
     failed: HashMap<u64, u64>,
+    /// Last lines without a line end, with their digests: such a line may have been completed.
+    partial: HashMap<u64, u64>,
     /// The largest number of a line that has an outcome.
     last: u64,
 }
@@ -128,7 +133,8 @@ impl Past {
         let digest = record.digest().ok_or("it has no usable digest")?;
         let block = self.blocks.entry(line / BLOCK).or_default();
         // Only the digest of a line that failed may change.
-        let in_sum = self.failed.remove(&line).is_none() && bit(&block.seen, line);
+        let kept = self.failed.remove(&line).is_none() & self.partial.remove(&line).is_none();
+        let in_sum = kept && bit(&block.seen, line);
         if in_sum {
             block.sum = block.sum.wrapping_sub(mixed(line, digest));
         }
@@ -138,9 +144,12 @@ impl Past {
         if record.moved {
             return Ok(());
         }
+        if record.partial {
+            self.partial.insert(line, digest);
+        }
         if record.status == "failed" || record.status == "skipped" && !in_sum {
             self.failed.insert(line, digest);
-        } else {
+        } else if !record.partial {
             block.sum = block.sum.wrapping_add(mixed(line, digest));
         }
         Ok(())
@@ -165,19 +174,24 @@ impl Past {
     /// Holds the numbers and digests of an input against the past. Gives the first line up to the
     /// last outcome that is to be run.
     pub(crate) fn compare(
-        &self,
+        &mut self,
         input: impl Iterator<Item = (u64, u64)>,
         retry_failed: bool,
     ) -> Result<Option<u64>, Mismatch> {
         let mut sums: HashMap<u64, u64> = HashMap::new();
         let (mut last, mut open) = (0, None);
-        for (line, digest) in input.take_while(|(line, _)| *line <= self.last) {
+        let end = self.last;
+        for (line, digest) in input.take_while(|(line, _)| *line <= end) {
             last = line;
+            if self.partial.get(&line).is_some_and(|old| *old != digest) {
+                self.reopen(line);
+            }
             if open.is_none() && self.wants(line, retry_failed) {
                 open = Some(line);
             }
             let block = self.blocks.get(&(line / BLOCK));
             match self.failed.get(&line) {
+                _ if self.partial.contains_key(&line) => {}
                 Some(_) if retry_failed => {}
                 Some(old) if *old != digest => return Err(Mismatch::Line(line)),
                 Some(_) => {}
@@ -223,6 +237,7 @@ impl Past {
         line / BLOCK == from / BLOCK
             && block.is_some_and(|block| bit(&block.seen, line))
             && !self.is_failed(line)
+            && !self.partial.contains_key(&line)
     }
 }
 
@@ -247,6 +262,7 @@ mod tests {
                 is_final: *is_final,
                 shard: None,
                 moved: false,
+                partial: false,
                 error: None,
             };
             past.read(&record).unwrap();
@@ -256,7 +272,7 @@ mod tests {
 
     #[test]
     fn last_outcome_of_a_line_counts() {
-        let past = past(&[
+        let mut past = past(&[
             (1, "applied", 11, true),
             (2, "failed", 12, true),
             (3, "failed", 13, false),
@@ -287,12 +303,12 @@ mod tests {
 
     #[test]
     fn changed_line_is_refused_unless_it_failed_and_is_retried() {
-        let past = past(&[
+        let mut past = past(&[
             (1, "applied", 11, true),
             (2, "failed", 12, true),
             (2_000, "applied", 13, true),
         ]);
-        let check = |input: &[(u64, u64)], retry| past.compare(input.iter().copied(), retry);
+        let mut check = |input: &[(u64, u64)], retry| past.compare(input.iter().copied(), retry);
         assert_eq!(check(&[(1, 11), (2, 12), (2_000, 13)], false), Ok(None));
         assert_eq!(
             check(&[(1, 11), (2, 99), (2_000, 13)], false),
@@ -312,14 +328,14 @@ mod tests {
 
     #[test]
     fn skipped_line_may_be_corrected_unless_it_was_applied_before() {
-        let past = past(&[
+        let mut past = past(&[
             (1, "failed", 11, false),
             (2, "skipped", 12, false),
             (3, "applied", 13, true),
             (3, "skipped", 13, false),
             (4, "failed", 14, true),
         ]);
-        let check = |input: &[(u64, u64)], retry| past.compare(input.iter().copied(), retry);
+        let mut check = |input: &[(u64, u64)], retry| past.compare(input.iter().copied(), retry);
         assert_eq!(
             check(&[(1, 11), (2, 99), (3, 13), (4, 14)], true),
             Ok(Some(1))
@@ -343,7 +359,7 @@ mod tests {
 
     #[test]
     fn line_number_out_of_all_proportion_takes_no_memory() {
-        let past = past(&[
+        let mut past = past(&[
             (60_000_000_000, "applied", 1, true),
             (u64::MAX, "applied", 2, true),
         ]);

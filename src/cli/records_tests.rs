@@ -1,12 +1,30 @@
+use std::io::{BufReader, Cursor};
+
 use super::*;
 
-fn lines(text: &[u8]) -> Vec<(u64, Result<String, String>)> {
-    shown(Lines::json(Box::new(io::Cursor::new(text.to_vec())), None))
+fn input(delimiter: Option<u8>, shard: Option<Shard>) -> Input {
+    Input {
+        file: None,
+        delimiter,
+        shard,
+    }
+}
+
+fn reading(text: &[u8], buffer: usize, input: &Input) -> Result<Lines, String> {
+    let source = BufReader::with_capacity(buffer, Cursor::new(text.to_vec()));
+    Lines::new(Box::new(source), input, None)
+}
+
+fn json(text: &[u8]) -> Lines {
+    reading(text, 1 << 16, &input(None, None)).ok().unwrap()
 }
 
 fn table(text: &[u8]) -> Result<Lines, String> {
-    let mut lines = Lines::json(Box::new(io::Cursor::new(text.to_vec())), None);
-    lines.read_header().map(|()| lines)
+    reading(text, 1 << 16, &input(Some(b','), None))
+}
+
+fn lines(text: &[u8]) -> Vec<(u64, Result<String, String>)> {
+    shown(json(text))
 }
 
 fn rows(text: &str) -> Vec<(u64, Result<String, String>)> {
@@ -17,7 +35,8 @@ fn shown(mut lines: Lines) -> Vec<(u64, Result<String, String>)> {
     let shown = |line: Line| {
         let update = line
             .update
-            .map(|update| serde_json::to_string(&update).unwrap());
+            .map(|update| serde_json::to_string(&update).unwrap())
+            .map_err(|error| error.to_string());
         (line.number, update)
     };
     lines.wanted(|_| true).map(shown).collect()
@@ -36,8 +55,11 @@ fn json_lines_are_numbered_as_in_the_file() {
     assert_eq!(found.len(), 4);
     assert_eq!(found[0].0, 1);
     assert!(found[0].1.as_ref().unwrap().contains("\"k\":1"));
-    assert_eq!(found[1], (4, Err("the line is not JSON (column 2)".into())));
-    assert_eq!(found[2], (5, Err("the line is not valid UTF-8".into())));
+    assert_eq!((found[1].0, found[2].0), (4, 5));
+    let problem = found[1].1.as_ref().unwrap_err();
+    assert!(problem.contains("not JSON"), "{problem}");
+    let problem = found[2].1.as_ref().unwrap_err();
+    assert!(problem.contains("not valid UTF-8"), "{problem}");
     assert_eq!(found[3].0, 6);
     let problem = found[3].1.as_ref().unwrap_err();
     assert!(problem.contains("atributes"), "{problem}");
@@ -46,7 +68,7 @@ fn json_lines_are_numbered_as_in_the_file() {
 
 #[test]
 fn long_line_is_one_failure_and_the_next_is_read() {
-    let mut text = vec![b'x'; 3 * LONGEST_LINE];
+    let mut text = vec![b'x'; 3 * LONGEST];
     text.extend(b"\n{\"conversationId\":\"a\",\"attributes\":{\"k\":1}}\n");
     let found = lines(&text);
     assert_eq!(found.len(), 2);
@@ -54,7 +76,7 @@ fn long_line_is_one_failure_and_the_next_is_read() {
     assert!(found[1].1.is_ok());
     assert_eq!(found[1].0, 2);
 
-    let long = "x,".repeat(LONGEST_LINE);
+    let long = "x,".repeat(LONGEST);
     let found = rows(&format!("conversationId,k\na,{long}\nb,1\n"));
     assert_eq!(found.len(), 2);
     assert!(found[0].1.as_ref().unwrap_err().contains("bytes long"));
@@ -82,8 +104,16 @@ fn csv_cells_become_attributes() {
         found[1].1.as_ref().unwrap(),
         r#"{"conversationId":"b","attributes":{"tier":"gold"}}"#
     );
-    assert_eq!(found[2].1, Err("the cell of \"score\" is not JSON".into()));
-    assert_eq!(found[3].1, Err("the row has 2 cells, the header 4".into()));
+    let problem = found[2].1.as_ref().unwrap_err();
+    assert!(
+        problem.contains("the cell of \"score\" is not JSON"),
+        "{problem}"
+    );
+    let problem = found[3].1.as_ref().unwrap_err();
+    assert!(
+        problem.contains("the row has 2 cells, the header 4"),
+        "{problem}"
+    );
 }
 
 #[test]
@@ -119,16 +149,15 @@ fn rows_are_the_same_however_the_source_is_cut() {
     let text = "conversationId,k,n:\r\na,\"x\"\"\r\n\n\",1\r\n\r\n\nb,y,2\nc,\"open";
     let whole = rows(text);
     for size in 1..12 {
-        let source = BufReader::with_capacity(size, io::Cursor::new(text.as_bytes().to_vec()));
-        let mut lines = Lines::json(Box::new(source), None);
-        lines.read_header().unwrap();
+        let lines = reading(text.as_bytes(), size, &input(Some(b','), None))
+            .unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(shown(lines), whole, "{size}");
     }
-    let json = "{\"a\":1}\r\n\r\n\r{\"b\":\r1}\r\n";
-    let all = digests(Lines::json(Box::new(io::Cursor::new(json)), None));
+    let text = b"{\"a\":1}\r\n\r\n\r{\"b\":\r1}\r\n";
+    let all = digests(json(text));
     for size in 1..12 {
-        let source = BufReader::with_capacity(size, io::Cursor::new(json));
-        assert_eq!(digests(Lines::json(Box::new(source), None)), all, "{size}");
+        let lines = reading(text, size, &input(None, None)).ok().unwrap();
+        assert_eq!(digests(lines), all, "{size}");
     }
 }
 
@@ -137,18 +166,17 @@ fn values_are_not_shown_in_what_is_wrong() {
     for text in ["\"SECRET\"", "12345678", "[\"SECRET\"]"] {
         let found = lines(text.as_bytes());
         let problem = found[0].1.as_ref().unwrap_err();
-        assert_eq!(problem, "the line is not a JSON object", "{text}");
+        assert!(problem.contains("not a JSON object"), "{text}: {problem}");
+        assert!(
+            !problem.contains("SECRET") && !problem.contains("1234"),
+            "{problem}"
+        );
     }
 }
 
 #[test]
 fn digests_tell_changes_apart() {
-    let digest = |text: &str| {
-        digests(Lines::json(
-            Box::new(io::Cursor::new(text.as_bytes().to_vec())),
-            None,
-        ))[0]
-    };
+    let digest = |text: &str| digests(json(text.as_bytes()))[0];
     assert_eq!(digest("abc\n"), digest("abc\nother"));
     assert_eq!(digest("abc\r\n"), digest("abc"));
     assert_ne!(digest("abc"), digest("abd"));
@@ -170,8 +198,8 @@ fn shard_takes_its_conversations_and_its_part_of_the_unreadable_lines() {
     let mut seen = Vec::new();
     for index in 0..3 {
         let shard = Shard { index, count: 3 };
-        let source = Box::new(io::Cursor::new(text.clone().into_bytes()));
-        let mut lines = Lines::json(source, Some(shard));
+        let input = input(None, Some(shard));
+        let mut lines = reading(text.as_bytes(), 1 << 16, &input).ok().unwrap();
         seen.extend(lines.wanted(|_| true).map(|line| line.number));
     }
     seen.sort_unstable();
@@ -183,15 +211,12 @@ fn shard_of_a_wrong_line_is_that_of_its_conversation_where_it_names_one() {
     let count = 1_000;
     let shard_of = |text: &str, csv: bool| {
         let found = (0..count).filter(|index| {
-            let source: Source = Box::new(io::Cursor::new(text.as_bytes().to_vec()));
             let shard = Shard {
                 index: *index,
                 count,
             };
-            let mut lines = Lines::json(source, Some(shard));
-            if csv {
-                lines.read_header().unwrap();
-            }
+            let input = input(csv.then_some(b','), Some(shard));
+            let mut lines = reading(text.as_bytes(), 1 << 16, &input).ok().unwrap();
             lines.wanted(|_| true).count() == 1
         });
         let found: Vec<u64> = found.collect();
@@ -215,4 +240,86 @@ fn shard_of_a_wrong_line_is_that_of_its_conversation_where_it_names_one() {
         assert_eq!(shard_of(none, false), line, "{none}");
     }
     assert_eq!(shard_of("conversationId,k\n,1", true), 2);
+}
+
+#[test]
+fn conversation_of_a_line_that_is_no_update_is_found_where_it_is_legible() {
+    for text in [
+        "{\"conversationId\":\"c-1\",\"attributes\":{\"k\":",
+        "{\"conversationId\" : \"c-1\", k}",
+        "{\"attributes\":{\"k\":1},\"conversationId\":\"c-1\",\"participant\":7}",
+        "{\"conversationId\":\"c-1\"} {}",
+    ] {
+        let mut lines = json(text.as_bytes());
+        let record = lines.next_record().unwrap();
+        assert_eq!(
+            lines.conversation(&record).as_deref(),
+            Some("c-1"),
+            "{text}"
+        );
+    }
+    for row in [
+        &b"1,c-1"[..],
+        b"1,c-1,x,y",
+        b"x,c-1,\"open",
+        b"1,c-1,\xFF",
+        b"\xFF,c-1,k",
+        b"1,c-1,bare\rreturn",
+    ] {
+        let mut lines = table(&[b"n:,conversationId,k\n", row].concat())
+            .ok()
+            .unwrap();
+        let record = lines.next_record().unwrap();
+        assert!(lines.read(&record).unwrap().update.is_err());
+        assert_eq!(
+            lines.conversation(&record).as_deref(),
+            Some("c-1"),
+            "{row:?}"
+        );
+    }
+    let long = format!(
+        "{{\"conversationId\":\"c-1\",\"k\":\"{}\"}}\n",
+        "x".repeat(LONGEST)
+    );
+    let mut lines = json(long.as_bytes());
+    let record = lines.next_record().unwrap();
+    assert_eq!(lines.conversation(&record).as_deref(), Some("c-1"));
+}
+
+#[test]
+fn last_line_without_a_line_end_is_told_apart() {
+    for (text, ended) in [
+        ("a,1\nb,2\n", true),
+        ("a,1\nb,2", false),
+        ("a,1\r\nb,2\r", false),
+    ] {
+        let mut lines = table(format!("conversationId,k\n{text}").as_bytes())
+            .ok()
+            .unwrap();
+        let found: Vec<bool> = lines.wanted(|_| true).map(|line| line.ended).collect();
+        assert_eq!(found, [true, ended], "{text:?}");
+    }
+}
+
+#[test]
+fn rows_are_split_at_the_delimiter_that_is_named() {
+    for (delimiter, text) in [
+        (b';', "conversationId;k;n:\nc;\"a;b\nc\";1\nd;x,y;2\n"),
+        (
+            b'\t',
+            "conversationId\tk\tn:\nc\t\"a;b\nc\"\t1\nd\tx,y\t2\n",
+        ),
+    ] {
+        let lines = reading(text.as_bytes(), 3, &input(Some(delimiter), None));
+        let found = shown(lines.ok().unwrap());
+        assert_eq!((found[0].0, found[1].0), (2, 4));
+        assert!(
+            found[0].1.as_ref().unwrap().contains("\"a;b\\nc\""),
+            "{found:?}"
+        );
+        assert!(
+            found[1].1.as_ref().unwrap().contains("\"n\":2"),
+            "{found:?}"
+        );
+    }
 }

@@ -8,7 +8,9 @@ use super::client::schema;
 use super::commands::refusals;
 use super::diff::{Diff, diff};
 use super::options::{Batch, Mode, Options};
-use super::records::{Lines, Opened, cut};
+use super::records::Lines;
+use super::source::Opened;
+use super::summary::many;
 use super::{Exit, Failure, Run, closed, screen};
 
 /// Neither the platform nor a file is written.
@@ -27,8 +29,9 @@ pub(crate) fn rehearse(options: &Options, batch: &Batch) -> Run {
         screen::summary(&summary.to_string());
     } else {
         screen::note(&format!(
-            "{valid} updates would be sent, {refused} lines would be refused; nothing was sent \
-             or written"
+            "{} would be sent, {} would be refused; nothing was sent or written",
+            many(valid, "update"),
+            many(refused, "line")
         ));
     }
     Ok(if refused == 0 {
@@ -66,7 +69,7 @@ fn show_diffs(
     for line in lines.wanted(wanted) {
         let result = match &line.update {
             Ok(update) => diff(client, update),
-            Err(problem) => Err(Error::new(ErrorKind::InvalidInput, problem.as_str())),
+            Err(problem) => Err(problem.clone()),
         };
         let (diff, failure) = match result {
             Ok(diff) => (Some(diff), None),
@@ -96,17 +99,15 @@ fn show_diffs(
         };
         print_line(&shown).map_err(|error| closed(&error, Exit::BrokenPipe))?;
     }
-    if let Some(error) = lines.failed.take() {
-        return Err(Failure::usage(cut(error)));
-    }
+    lines.end()?;
     if as_json {
         let summary =
             serde_json::json!({ "wouldChange": change, "unchanged": same, "failed": failed });
         screen::summary(&summary.to_string());
     } else {
         screen::note(&format!(
-            "{change} lines would change something, {same} nothing, {failed} failed; nothing was \
-             written"
+            "{} would change something, {same} nothing, {failed} failed; nothing was written",
+            many(change, "line")
         ));
     }
     Ok(if failed == 0 {

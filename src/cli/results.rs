@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::digest::Digest;
 use super::options::Shard;
 use super::past::{Mismatch, Past, Recorded};
-use super::records::{Lines, cut};
+use super::records::Lines;
 
 /// How the first line of a results file begins, as [`line_of`] writes it.
 const LINE_START: &[u8] = b"{\"line\":";
@@ -23,12 +23,16 @@ pub(crate) fn line_of(
     outcome: &impl Serialize,
     digest: u64,
     is_final: bool,
+    ended: bool,
     shard: Option<Shard>,
 ) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(outcome)?;
     // An object: its last byte closes it.
     line.pop();
     write!(line, ",\"digest\":\"{digest:016x}\",\"final\":{is_final}")?;
+    if !ended {
+        line.extend_from_slice(b",\"partial\":true");
+    }
     if let Some(shard) = shard {
         write!(line, ",\"shard\":\"{shard}\"")?;
     }
@@ -134,9 +138,7 @@ impl Results {
         let shown = self.path.display().to_string();
         let mut lines = input()?;
         let compared = past.compare(digests(&mut lines), retry_failed);
-        if let Some(error) = lines.failed.take() {
-            return Err(cut(error));
-        }
+        lines.failure()?;
         let changed = match compared {
             Ok(None) => return Ok(()),
             Ok(Some(from)) => return self.reopen(past, retry_failed, from, input()?),
@@ -204,7 +206,7 @@ impl Results {
             if number > last {
                 break;
             }
-            let Some(line) = input.read(record) else {
+            let Some(line) = input.read(&record) else {
                 if retry_failed && past.is_failed(number) {
                     past.moved(number);
                     let record = Moved {
@@ -213,7 +215,7 @@ impl Results {
                         reason: "corrected since it failed, and of another shard now",
                         moved: true,
                     };
-                    line_of(&record, digest, true, self.shard)
+                    line_of(&record, digest, true, true, self.shard)
                         .and_then(|line| self.write(&line))
                         .map_err(unwritable)?;
                 }
@@ -232,15 +234,12 @@ impl Results {
                     status: "skipped",
                     reason: "run again after an earlier line of this conversation",
                 };
-                line_of(&record, line.digest, false, self.shard)
+                line_of(&record, line.digest, false, line.ended, self.shard)
                     .and_then(|line| self.write(&line))
                     .map_err(unwritable)?;
             }
         }
-        match input.failed.take() {
-            Some(error) => Err(cut(error)),
-            None => Ok(()),
-        }
+        input.failure()
     }
 
     /// Appends one outcome, in one write.

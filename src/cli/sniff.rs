@@ -1,16 +1,17 @@
-//! What an input is, by its first bytes and its first lines: a file of another format would fail
+//! Tells the format of an input by its first bytes and lines. A file of another format would fail
 //! line by line, for good.
 
 use serde_json::{Map, Value};
 
-use super::csv::Rows;
+use super::csv::cells;
+use super::split;
 
 /// How many lines are looked at.
 const LINES: usize = 20;
 
-/// Refuses what is neither JSON lines nor, where that is asked for, CSV. `whole` says that `start`
-/// is all of the input.
-pub(crate) fn check(start: &[u8], whole: bool, csv: bool) -> Result<(), String> {
+/// Refuses an input of another format than JSON lines or, with a delimiter, CSV. `whole` says that
+/// `start` is all of the input.
+pub(crate) fn check(start: &[u8], whole: bool, delimiter: Option<u8>) -> Result<(), String> {
     let unpack = |how: &str| {
         Err(format!(
             "it is compressed: unpack it first, as by {how} FILE | genesys-attributes batch -"
@@ -50,15 +51,15 @@ pub(crate) fn check(start: &[u8], whole: bool, csv: bool) -> Result<(), String> 
         return Err("it is binary".into());
     }
     let first = lines.first().copied().unwrap_or_else(|| rest.trim_ascii());
-    match (first.first(), csv) {
+    match (first.first(), delimiter) {
         (None, _) => Ok(()),
         (Some(b'['), _) => {
             Err("it is one JSON array: write one object a line, as by jq -c '.[]' FILE".into())
         }
-        (Some(b'{'), true) => Err("it is JSON lines: leave --csv out".into()),
-        (Some(_), true) => check_rows(start, whole),
-        (Some(b'{'), false) if lines.is_empty() => Ok(()),
-        (Some(start), false) => {
+        (Some(b'{'), Some(_)) => Err("it is JSON lines: leave --csv out".into()),
+        (Some(_), Some(delimiter)) => check_rows(text, whole, delimiter),
+        (Some(b'{'), None) if lines.is_empty() => Ok(()),
+        (Some(start), None) => {
             let is_object = |line: &&[u8]| {
                 serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok()
                     && line.starts_with(b"{")
@@ -107,26 +108,20 @@ fn check_records(lines: &[&[u8]]) -> Result<(), String> {
 }
 
 /// Refuses rows that all have another number of cells than the header.
-fn check_rows(start: &[u8], whole: bool) -> Result<(), String> {
-    let end = match whole {
-        true => start.len(),
-        false => start
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |at| at + 1),
-    };
-    let mut source = &start[..end];
-    let mut rows = Rows::new();
-    let mut cells = Vec::new();
-    while cells.len() <= LINES
-        && let Ok(Some(row)) = rows.next(&mut source, false)
+fn check_rows(mut text: &[u8], whole: bool, delimiter: u8) -> Result<(), String> {
+    let mut counts = Vec::new();
+    while counts.len() <= LINES
+        && let Ok(Some(piece)) = split::next(&mut text, Some(delimiter))
+        && (piece.ended || whole)
     {
-        cells.extend(row.cells.ok().map(|cells| cells.len()));
+        if !piece.is_blank() {
+            counts.extend(cells(&piece.text, delimiter).map(|cells| cells.len()));
+        }
     }
-    match cells.split_first() {
+    match counts.split_first() {
         Some((header, rows)) if rows.len() > 1 && rows.iter().all(|n| n != header) => Err(format!(
             "its header has {header} cells, and none of its first {} rows as many (the first \
-                 has {}): is a comma missing, or one too many?",
+                 has {}): is a separator missing, or one too many?",
             rows.len(),
             rows[0]
         )),
@@ -181,7 +176,7 @@ mod tests {
             ),
             (b"conversationId,a\nc,1,\nd,2,\n", true, "2 cells"),
         ] {
-            let error = check(start, true, csv).err().unwrap_or_default();
+            let error = check(start, true, csv.then_some(b',')).err().unwrap_or_default();
             assert!(error.contains(problem), "{start:?}: {error:?}");
         }
     }
@@ -202,7 +197,8 @@ mod tests {
             (b"conversationId,k\na,{\n", true),
             (b"{\"half a line", false),
         ] {
-            check(start, csv || !start.starts_with(b"{\"half"), csv).unwrap();
+            let whole = csv || !start.starts_with(b"{\"half");
+            check(start, whole, csv.then_some(b',')).unwrap();
         }
     }
 }

@@ -10,8 +10,8 @@ use serde_json::json;
 use super::files::Files;
 use super::options::{Input, Shard};
 use super::past::{Past, Recorded};
-use super::records::{Opened, cut};
 use super::results::{Results, each_outcome};
+use super::source::Opened;
 use super::{Failure, Run, print, print_json};
 
 const BLOCK: u64 = 1_024;
@@ -254,7 +254,7 @@ impl Ahead {
         let mut lines = opened.lines()?;
         while let Some(record) = lines.next_record() {
             let line = record.number;
-            let ours = || shard.is_none() || lines.read(record).is_some();
+            let ours = || shard.is_none() || lines.read(&record).is_some();
             if !tally.has(line) {
                 ahead.without += u64::from(ours());
                 continue;
@@ -267,9 +267,6 @@ impl Ahead {
             // A line that was corrected may be another shard's now.
             ahead.retried += u64::from(!again && runs(&retrying, true) && ours());
         }
-        match lines.failed.take() {
-            Some(error) => Err(cut(error)),
-            None => Ok(ahead),
-        }
+        lines.failure().map(|()| ahead)
     }
 }

@@ -1,7 +1,7 @@
 //! What is said at the end of a batch: one line always, a table of the failures where there are
 //! some, and a drawing of the latencies for somebody who watches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -14,36 +14,31 @@ const FIRST: usize = 5;
 
 /// The failures of a run by their kind: how many, and the first lines.
 #[derive(Default)]
-pub(crate) struct Failures(BTreeMap<String, (u64, Vec<u64>)>);
+pub(crate) struct Failures(BTreeMap<String, (u64, BTreeSet<u64>)>);
 
 impl Failures {
     pub(crate) fn count(&mut self, kind: &str, line: u64) {
-        if !self.0.contains_key(kind) {
-            self.0.insert(kind.to_owned(), (0, Vec::new()));
-        }
-        if let Some((count, first)) = self.0.get_mut(kind) {
-            *count += 1;
-            if first.len() < FIRST {
-                first.push(line);
-            }
+        let (count, first) = self.0.entry(kind.to_owned()).or_default();
+        *count += 1;
+        first.insert(line);
+        if first.len() > FIRST {
+            first.pop_last();
         }
     }
 
     fn table(&self) -> String {
         let mut text = String::new();
         for (kind, (count, lines)) in &self.0 {
-            let mut sorted = lines.clone();
-            sorted.sort_unstable();
-            let shown: Vec<String> = sorted.iter().map(u64::to_string).collect();
+            let shown: Vec<String> = lines.iter().map(u64::to_string).collect();
             let more = if *count > lines.len() as u64 {
                 ", ..."
             } else {
                 ""
             };
+            let plural = if *count == 1 { "" } else { "s" };
             let _ = writeln!(
                 text,
-                "  {count:>9}  {kind} (line{} {}{more})",
-                if *count == 1 { "" } else { "s" },
+                "  {count:>9}  {kind} (line{plural} {}{more})",
                 shown.join(", ")
             );
         }
@@ -58,12 +53,9 @@ impl Failures {
     }
 }
 
-/// So many lines, in words.
-pub(crate) fn lines(count: u64) -> String {
-    match count {
-        1 => "1 line".into(),
-        _ => format!("{count} lines"),
-    }
+/// A count and its noun, such as "1 line" and "2 lines".
+pub(crate) fn many(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The summary in words.
@@ -71,7 +63,7 @@ pub(crate) fn text(report: &BatchReport, failures: &Failures, watched: bool) -> 
     let mut text = format!(
         "genesys-attributes: {} in {:.1} s: {} applied, {} already applied, {} unchanged, \
          {} failed, {} skipped\n",
-        lines(report.lines()),
+        many(report.lines(), "line"),
         report.elapsed.as_secs_f64(),
         report.applied,
         report.already_applied,
@@ -163,7 +155,7 @@ mod tests {
         failures.count("conflict", 8);
         assert_eq!(
             failures.table(),
-            "          1  conflict (line 8)\n          7  notFound (lines 2, 4, 5, 9, 30, ...)\n"
+            "          1  conflict (line 8)\n          7  notFound (lines 2, 4, 5, 6, 7, ...)\n"
         );
         assert_eq!(
             failures.json()["conflict"],

@@ -130,6 +130,12 @@ const INPUT: Group = Group {
              sets nothing; attr:NAME is the attribute NAME whatever it resembles",
         ),
         with(
+            "delimiter",
+            "CHAR",
+            "the input is CSV whose cells are separated by this character, such as ';', or tab; \
+             --csv alone is ','",
+        ),
+        with(
             "shard",
             "I/N",
             "take only the lines of part I of N: those whose conversation id has an FNV-1a hash \
@@ -346,7 +352,14 @@ pub(crate) const COMMANDS: &[Spec] = &[
         groups: &[
             Group {
                 title: "Input",
-                options: &[flag("csv", "FILE is CSV")],
+                options: &[
+                    flag("csv", "FILE is CSV"),
+                    with(
+                        "delimiter",
+                        "CHAR",
+                        "FILE is CSV with this character between its cells",
+                    ),
+                ],
             },
             OUTPUT,
         ],

@@ -1,16 +1,17 @@
 //! What happens while a batch runs, whether outcomes come or not: signals, the progress, metrics.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use genesys_attributes::clock::{Clock, SystemClock};
 use genesys_attributes::{Cancel, Client, Status};
 
+use super::Exit;
 use super::files::replace;
 use super::options::Shard;
 use super::progress::{Counts, Pace, Seen};
@@ -23,8 +24,7 @@ pub(crate) struct Ticks {
     pub(crate) counts: Arc<Counts>,
     pub(crate) signals: Signals,
     pub(crate) cancel: Cancel,
-    pub(crate) metrics: Option<PathBuf>,
-    pub(crate) shard: Option<Shard>,
+    pub(crate) metrics: Option<MetricsFile>,
     pub(crate) style: Style,
     pub(crate) pace: Pace,
     pub(crate) course: Course,
@@ -65,10 +65,10 @@ impl Ticks {
         if half_minute && !begun {
             screen::unfold();
         }
-        if let Some(path) = &self.metrics
+        if let Some(file) = &self.metrics
             && metrics
             && !begun
-            && let Err(error) = write_metrics(path, &self.client, &self.counts, self.shard)
+            && let Err(error) = file.write(None)
             && !std::mem::replace(&mut self.course.metrics_failed, true)
         {
             screen::warn(&format!("the file of --metrics cannot be written: {error}"));
@@ -117,18 +117,45 @@ impl Ticker {
     }
 }
 
-/// Puts the metrics into the file, whole.
-pub(crate) fn write_metrics(
-    path: &Path,
-    client: &Client,
-    counts: &Counts,
-    shard: Option<Shard>,
-) -> io::Result<()> {
-    let mut text = client.metrics().to_prometheus() + &counts.to_prometheus();
-    if let Some(shard) = shard {
-        text = labelled(&text, &format!("shard=\"{shard}\""));
+/// The file of `--metrics`.
+#[derive(Clone)]
+pub(crate) struct MetricsFile {
+    pub(crate) path: PathBuf,
+    pub(crate) client: Client,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) shard: Option<Shard>,
+}
+
+impl MetricsFile {
+    /// Replaces the file. `end` is the exit status, and whether each line has an outcome.
+    pub(crate) fn write(&self, end: Option<(Exit, bool)>) -> io::Result<()> {
+        let mut text = self.client.metrics().to_prometheus() + &self.counts.to_prometheus();
+        let mut gauge = |name: &str, help: &str, value: u64| {
+            let name = format!("genesys_attributes_batch_{name}");
+            text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
+        };
+        let complete = end.is_some_and(|(_, complete)| complete);
+        gauge(
+            "complete",
+            "1 if the batch has ended and each line of its input has an outcome.",
+            complete.into(),
+        );
+        if let Some((exit, _)) = end {
+            let now = SystemClock.wall().duration_since(UNIX_EPOCH);
+            let now = now.unwrap_or_default().as_secs();
+            gauge(
+                "end_timestamp_seconds",
+                "Time at which the batch ended.",
+                now,
+            );
+            let status = exit.status().into();
+            gauge("exit_status", "Exit status of the program.", status);
+        }
+        if let Some(shard) = self.shard {
+            text = labelled(&text, &format!("shard=\"{shard}\""));
+        }
+        replace(&self.path, |out| out.write_all(text.as_bytes()))
     }
-    replace(path, |out| out.write_all(text.as_bytes()))
 }
 
 /// Prometheus text with one more label on each series: one collector refuses the same series in two

@@ -463,5 +463,6 @@ fn the_audit_file_has_both_records_of_each_update() {
 
 mod batch;
 mod files;
+mod input;
 mod operator;
 mod resume;

@@ -190,7 +190,9 @@ fn a_dry_run_sends_nothing_and_writes_nothing() {
     let ended = run(resume(&server, &input, &file).arg("--dry-run"));
     assert_eq!(ended.code, 1);
     assert!(
-        ended.err.contains("1 updates would be sent"),
+        ended
+            .err
+            .contains("1 update would be sent, 1 line would be refused"),
         "{}",
         ended.err
     );
