@@ -115,15 +115,6 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
     let mut opened = Opened::of(&batch.input).map_err(Failure::usage)?;
     let rate = config.rate();
     let client = config.client(batch.workers)?;
-    if opened.is_typed() {
-        screen::note(&format!(
-            "{} are read from this terminal; Ctrl-D on a line of its own ends them",
-            match batch.input.delimiter {
-                Some(_) => "a CSV header and rows",
-                None => "JSON lines, one update each,",
-            }
-        ));
-    }
     let (mut results, past) = earlier(&mut opened, batch, true).map_err(Failure::usage)?;
     if let Some(path) = &batch.failed {
         // The failed lines are copied at the end.

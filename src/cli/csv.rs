@@ -82,7 +82,7 @@ const FIELDS: [&str; 8] = [
     "unlocked",
 ];
 
-/// Names that are easily taken for one of them, without case and separators.
+/// Names that people give to such columns, without case and separators.
 const ALIASES: [(&str, &str); 12] = [
     ("custom", "target"),
     ("purpose", "participant"),
@@ -162,7 +162,7 @@ impl Columns {
                 Column::Attribute { key, is_json } => {
                     let json = match is_json {
                         false => Value::from(cell.as_str()).to_string(),
-                        true => from_str::<serde::de::IgnoredAny>(cell)
+                        true => from_str::<Value>(cell)
                             .map(|_| cell.clone())
                             .map_err(|_| format!("the cell of {key:?} is not JSON"))?,
                     };
@@ -170,7 +170,7 @@ impl Columns {
                 }
             }
         }
-        // An empty cell where a target is told apart must not turn the line into another one.
+        // A column that chooses the target must not be empty: the row would get another target.
         let target = self.cell("target", cells);
         let no_participant = self.cell("participant", cells).is_none();
         if self.has("participant") && no_participant && matches!(target, None | Some("participant"))
@@ -213,7 +213,7 @@ impl Columns {
     }
 }
 
-/// The value of a record's field. Its text is not told: a row may have slipped by a column.
+/// The value of a record's field. Errors do not show the cell, which may be of another column.
 fn field(name: &str, cell: &str) -> Result<Value, String> {
     match name {
         "skipUnchanged" | "unlocked" => match cell.to_ascii_lowercase().as_str() {
@@ -278,8 +278,7 @@ fn attribute(name: &str, number: usize) -> Result<Column, String> {
     })
 }
 
-/// The field that a header may be meant to be: a near miss would write an attribute of that name,
-/// and to another target.
+/// The field that a header probably means. As an attribute it would be written to another target.
 fn resembled(key: &str) -> Option<&'static str> {
     let letters = key.chars().filter(|c| c.is_alphanumeric());
     let bare: String = letters.flat_map(char::to_lowercase).collect();

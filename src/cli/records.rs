@@ -84,10 +84,16 @@ impl Lines {
             },
         };
         if let Some(delimiter) = input.delimiter {
-            let read = lines.piece(Some(delimiter));
-            let (_, piece) = read
-                .map_err(|error| format!("it cannot be read: {error}"))?
-                .ok_or("the CSV is empty: it needs a header row")?;
+            // Some spreadsheets begin a file with a line that names the separator.
+            let named = [b"sep=", &[delimiter][..]].concat();
+            let piece = loop {
+                let read = lines.piece(Some(delimiter));
+                let read = read.map_err(|error| format!("it cannot be read: {error}"))?;
+                let (_, piece) = read.ok_or("the CSV is empty: it needs a header row")?;
+                if piece.text != named {
+                    break piece;
+                }
+            };
             let columns = readable(&piece)
                 .and_then(|()| cells(&piece.text, delimiter))
                 .map_err(|problem| format!("the header row cannot be used: {problem}"))
@@ -150,7 +156,7 @@ impl Lines {
                 )));
                 return None;
             }
-            self.unended = Some(number);
+            self.unended = Some(number).filter(|_| !piece.unclosed);
         }
         let mut digest = Digest::new();
         digest.add(&piece.text);

@@ -9,33 +9,40 @@ use super::split;
 /// How many lines are looked at.
 const LINES: usize = 20;
 
+/// How the compressed formats begin, and the command that unpacks each.
+const COMPRESSED: [(&[u8], &str); 4] = [
+    (b"\x1F\x8B", "gunzip -c"),
+    (b"BZh", "bunzip2 -c"),
+    (b"\x28\xB5\x2F\xFD", "zstd -dc"),
+    (b"\xFD7zXZ", "xz -dc"),
+];
+
 /// Refuses an input of another format than JSON lines or, with a delimiter, CSV. `whole` says that
 /// `start` is all of the input.
 pub(crate) fn check(start: &[u8], whole: bool, delimiter: Option<u8>) -> Result<(), String> {
-    let unpack = |how: &str| {
-        Err(format!(
+    if let Some((_, how)) = COMPRESSED
+        .iter()
+        .find(|(magic, _)| start.starts_with(magic))
+    {
+        return Err(format!(
             "it is compressed: unpack it first, as by {how} FILE | genesys-attributes batch -"
-        ))
-    };
-    match start {
-        [0x1F, 0x8B, ..] => return unpack("gunzip -c"),
-        [b'B', b'Z', b'h', b'1'..=b'9', ..] => return unpack("bunzip2 -c"),
-        [0x28, 0xB5, 0x2F, 0xFD, ..] => return unpack("zstd -dc"),
-        [0xFD, b'7', b'z', b'X', b'Z', ..] => return unpack("xz -dc"),
-        [b'P', b'K', 3, 4, ..] => {
-            return Err(
-                "it is a ZIP archive or a workbook (such as .xlsx): unpack it, or save it as CSV \
-                 in UTF-8"
-                    .into(),
-            );
-        }
-        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] | [0, _, ..] | [_, 0, ..] => {
-            return Err(
-                "it is not UTF-8, but probably UTF-16: convert it, as by iconv -f UTF-16 -t UTF-8"
-                    .into(),
-            );
-        }
-        _ => {}
+        ));
+    }
+    if start.starts_with(b"PK\x03\x04") {
+        return Err(
+            "it is a ZIP archive or a workbook (such as .xlsx): unpack it, or save it as CSV in \
+             UTF-8"
+                .into(),
+        );
+    }
+    if matches!(
+        start,
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] | [0, _, ..] | [_, 0, ..]
+    ) {
+        return Err(
+            "it is not UTF-8, but probably UTF-16: convert it, as by iconv -f UTF-16 -t UTF-8"
+                .into(),
+        );
     }
     let text = start.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(start);
     let mut pieces = text.split(|byte| *byte == b'\n');

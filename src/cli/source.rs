@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::options::Input;
 use super::records::Lines;
-use super::sniff;
+use super::{screen, sniff};
 
 /// How much is read at once. The format is told by the first bytes of that many.
 const BUFFER: usize = 1 << 16;
@@ -47,13 +47,16 @@ impl<'a> Opened<'a> {
         };
         if start.is_some() {
             opened.lines()?;
+        } else if opened.file.is_terminal() {
+            let format = match input.delimiter {
+                Some(_) => "a CSV, its header row first,",
+                None => "JSON lines, one update each,",
+            };
+            screen::note(&format!(
+                "reading {format} from this terminal; Ctrl-D on a line of its own ends the input"
+            ));
         }
         Ok(opened)
-    }
-
-    /// True if a person is expected to type it.
-    pub(crate) fn is_typed(&self) -> bool {
-        self.file.is_terminal()
     }
 
     /// Copies a pipe into an unnamed file, so that it can be read more than once.

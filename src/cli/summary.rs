@@ -1,15 +1,14 @@
-//! What is said at the end of a batch: one line always, a table of the failures where there are
-//! some, and a drawing of the latencies for somebody who watches.
+//! The summary at the end of a batch: one line, the failures by kind, and the latencies if a person
+//! watches.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use genesys_attributes::batch::BatchReport;
-use genesys_attributes::metrics::Latency;
 use serde_json::{Value, json};
 
-/// How many line numbers are told of each kind of failure.
+/// How many line numbers are shown for each kind of failure.
 const FIRST: usize = 5;
 
 /// The failures of a run by their kind: how many, and the first lines.
@@ -29,18 +28,13 @@ impl Failures {
     fn table(&self) -> String {
         let mut text = String::new();
         for (kind, (count, lines)) in &self.0 {
-            let shown: Vec<String> = lines.iter().map(u64::to_string).collect();
-            let more = if *count > lines.len() as u64 {
-                ", ..."
-            } else {
-                ""
-            };
+            let mut shown: Vec<String> = lines.iter().map(u64::to_string).collect();
+            if *count > lines.len() as u64 {
+                shown.push("...".into());
+            }
             let plural = if *count == 1 { "" } else { "s" };
-            let _ = writeln!(
-                text,
-                "  {count:>9}  {kind} (line{plural} {}{more})",
-                shown.join(", ")
-            );
+            let shown = shown.join(", ");
+            let _ = writeln!(text, "  {count:>9}  {kind} (line{plural} {shown})");
         }
         text
     }
@@ -72,8 +66,16 @@ pub(crate) fn text(report: &BatchReport, failures: &Failures, watched: bool) -> 
         report.skipped
     );
     text += &failures.table();
-    if watched {
-        text += &drawing(&report.latency);
+    let latency = &report.latency;
+    if watched && latency.count() > 0 {
+        let _ = writeln!(
+            text,
+            "latency: p50 {:.1?}, p90 {:.1?}, p99 {:.1?}, max {:.1?}",
+            latency.quantile(0.5),
+            latency.quantile(0.9),
+            latency.quantile(0.99),
+            latency.max()
+        );
     }
     text
 }
@@ -86,60 +88,12 @@ pub(crate) fn json(
     retry_after: Option<Duration>,
 ) -> Value {
     let mut summary = serde_json::to_value(report).unwrap_or_else(|_| json!({}));
-    if let Some(fields) = summary.as_object_mut() {
-        fields.insert("failures".into(), failures.json());
-        fields.insert("auditFailures".into(), audit_failures.into());
-        if let Some(wait) = retry_after {
-            fields.insert("retryAfterSeconds".into(), wait.as_secs().into());
-        }
+    summary["failures"] = failures.json();
+    summary["auditFailures"] = audit_failures.into();
+    if let Some(wait) = retry_after {
+        summary["retryAfterSeconds"] = wait.as_secs().into();
     }
     summary
-}
-
-/// The latencies as bars, a row for each power of two.
-fn drawing(latency: &Latency) -> String {
-    let count = latency.count();
-    if count == 0 {
-        return String::new();
-    }
-    let mut text = format!(
-        "latency: p50 {:.1?}, p90 {:.1?}, p99 {:.1?}, max {:.1?}\n",
-        latency.quantile(0.5),
-        latency.quantile(0.9),
-        latency.quantile(0.99),
-        latency.max()
-    );
-    let edge = |power: u32| Duration::from_micros(1 << power);
-    // Powers of two from 0.26 ms to 134 s.
-    let rows: Vec<(u32, u64)> = (8..28)
-        .map(|power| {
-            let below = if power == 8 {
-                0
-            } else {
-                latency.count_below(edge(power))
-            };
-            let upto = if power == 27 {
-                count
-            } else {
-                latency.count_below(edge(power + 1))
-            };
-            (power, upto.saturating_sub(below))
-        })
-        .collect();
-    let most = rows.iter().map(|(_, n)| *n).max().unwrap_or(1).max(1);
-    let shown = |row: &&(u32, u64)| row.1 > 0;
-    let first = rows.iter().find(shown).map_or(8, |row| row.0);
-    let last = rows.iter().rev().find(shown).map_or(8, |row| row.0);
-    for (power, n) in rows
-        .iter()
-        .filter(|(power, _)| (first..=last).contains(power))
-    {
-        // Narrow enough for 40 columns.
-        let bar = "#".repeat(((n * 16).div_ceil(most)) as usize);
-        let below = format!("{:.1?}", edge(power + 1));
-        let _ = writeln!(text, "  < {below:>8} {bar:<16} {n}");
-    }
-    text
 }
 
 #[cfg(test)]
@@ -147,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_are_told_by_kind_with_their_first_lines() {
+    fn failures_are_counted_by_kind_with_their_first_lines() {
         let mut failures = Failures::default();
         for line in [9, 2, 30, 4, 5, 6, 7] {
             failures.count("notFound", line);
@@ -161,5 +115,12 @@ mod tests {
             failures.json()["conflict"],
             json!({ "count": 1, "lines": [8] })
         );
+    }
+
+    #[test]
+    fn counts_agree_with_their_nouns() {
+        for (count, text) in [(0, "0 lines"), (1, "1 line"), (2, "2 lines")] {
+            assert_eq!(many(count, "line"), text);
+        }
     }
 }

@@ -220,6 +220,11 @@ fn cells_may_be_separated_by_another_character_and_a_wrong_one_is_named() {
             "tab",
             "\u{FEFF}conversationId\ttier\tn:\r\nc\ta;b,c\t1\r\n",
         ),
+        (
+            "named",
+            ";",
+            "sep=;\r\nconversationId;tier;n:\r\nc;\"a;b,c\";1\r\n",
+        ),
         ("pipe", "|", "conversationId|tier|n:\nc|a;b,c|1\n"),
         ("comma", ",", "conversationId,tier,n:\nc,\"a;b,c\",1\n"),
     ] {
