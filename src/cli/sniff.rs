@@ -121,7 +121,8 @@ fn check_rows(mut text: &[u8], whole: bool, delimiter: u8) -> Result<(), String>
         && let Ok(Some(piece)) = split::next(&mut text, Some(delimiter))
         && (piece.ended || whole)
     {
-        if !piece.is_blank() {
+        let names_separator = counts.is_empty() && piece.text.starts_with(b"sep=");
+        if !piece.is_blank() && !names_separator {
             counts.extend(cells(&piece.text, delimiter).map(|cells| cells.len()));
         }
     }
