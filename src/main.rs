@@ -15,15 +15,13 @@ mod cli;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use cli::args;
-use cli::options::Parsed;
+use cli::args::{self, Parsed};
 use cli::{Failure, screen};
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
     let mut as_json = args::wants_json(&words);
     screen::configure(as_json, false);
-    let help = args::help_for(&words);
     let exit = match args::parse(words) {
         Ok(Parsed::Text(text)) => cli::print(&text),
         Ok(Parsed::Run(options)) => {
@@ -32,7 +30,7 @@ fn main() -> ExitCode {
             log_to_screen(options.verbose, options.quiet);
             cli::run(&options)
         }
-        Err(problem) => Err(Failure::usage(format!("{problem}\nTry '{help}'."))),
+        Err(problem) => Err(Failure::usage(problem)),
     };
     match exit {
         Ok(exit) => exit.code(),

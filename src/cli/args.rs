@@ -1,488 +1,353 @@
-//! The command line: words in, options out. Nothing is opened or sent here, and no message holds
-//! more of the words than the names of options and keys: anything else may be a value.
+//! The command line: words in, options out. Nothing is opened or sent here. No message holds more
+//! of the words than the names of options: anything else may be a value.
 
-use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::ffi::OsString;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgMatches, FromArgMatches};
 use genesys_attributes::Update;
-use lexopt::Arg;
 
 use super::help;
-use super::options::{
-    Assignment, Batch, Change, ClientOptions, Command, Forward, Given, Input, Mode, Options,
-    Parsed, Shard,
-};
-use super::table::{COMMANDS, Opt, Spec, nearest};
+use super::options::{Address, Change, Command, Options, Which};
+use super::words::{Assignment, Given, assignment};
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Whether JSON is asked for, also where the words cannot be understood.
-pub(crate) fn wants_json(args: &[OsString]) -> bool {
-    args.iter()
-        .take_while(|arg| *arg != "--")
-        .any(|arg| arg == "--json")
+/// What a command line asks for.
+pub(crate) enum Parsed {
+    /// Text to print.
+    Text(String),
+    Run(Box<Options>),
 }
 
-/// How to ask for help with what the words name.
-pub(crate) fn help_for(args: &[OsString]) -> String {
-    let mut words = args.iter().filter_map(|arg| arg.to_str());
-    let spec = words.find_map(|word| COMMANDS.iter().find(|spec| spec.name == word));
-    match spec {
-        Some(spec) => format!("genesys-attributes {} --help", spec.name),
-        None => "genesys-attributes --help".into(),
-    }
+/// True if JSON is asked for, also where the words cannot be understood.
+pub(crate) fn wants_json(words: &[OsString]) -> bool {
+    let mut options = words.iter().take_while(|word| *word != "--");
+    options.any(|word| word == "--json")
 }
 
-pub(crate) fn parse(args: Vec<OsString>) -> Result<Parsed> {
-    let mut words = Words::read(args)?;
-    if words.has("version") {
-        return Ok(Parsed::Text(format!(
-            "genesys-attributes {}\n",
-            env!("CARGO_PKG_VERSION")
-        )));
+pub(crate) fn parse(mut words: Vec<OsString>) -> Result<Parsed> {
+    if words.first().is_some_and(|word| word == "help") {
+        words.remove(0);
+        words.push("--help".into());
     }
-    let asked = words.values.first().is_some_and(|word| word == "help");
-    if asked {
-        words.values.remove(0);
-    }
-    let named = (!words.values.is_empty()).then(|| words.values.remove(0));
-    if asked || words.has("help") {
-        let spec = named.as_deref().map(spec_of).transpose()?;
-        return Ok(Parsed::Text(spec.map_or_else(help::overview, help::of)));
-    }
-    let Some(name) = named else {
-        return Err(format!("give a command: {}", command_names()));
-    };
-    let spec = spec_of(&name)?;
-    words.check(spec)?;
-    let command = match spec.name {
-        "update" => Command::Update(Box::new(change(&mut words)?)),
-        "get" => {
-            let (update, target_given) = addressed(&mut words)?;
-            words.no_more("get takes one conversation")?;
-            Command::Get {
-                target: update.target().clone(),
-                target_given,
-            }
-        }
-        "batch" => Command::Batch(Box::new(batch(&mut words)?)),
-        "forward" => Command::Forward(Box::new(forward(&mut words)?)),
-        "validate" => Command::Validate(input(&mut words)?),
-        "status" => {
-            if words.values.is_empty() {
-                return Err("status needs the results file of a batch".into());
-            }
-            let results = PathBuf::from(words.values.remove(0));
-            let input = if words.values.is_empty() {
-                None
-            } else {
-                Some(input(&mut words)?)
+    let matches: ArgMatches = match help::program().try_get_matches_from(&words) {
+        Ok(matches) => matches,
+        Err(error) => {
+            return match error.kind() {
+                ErrorKind::DisplayHelp => Ok(Parsed::Text(error.to_string())),
+                ErrorKind::DisplayVersion => Ok(Parsed::Text(help::version())),
+                _ => Err(explained(&error, &words)),
             };
-            Command::Status { results, input }
-        }
-        "completions" => {
-            let shell = words.values.pop().filter(|_| words.values.is_empty());
-            let text = shell.and_then(|shell| help::completions(shell.to_str()?));
-            return text
-                .map(Parsed::Text)
-                .ok_or_else(|| "give one shell: bash, zsh or fish".into());
-        }
-        "man" => {
-            words.no_more("man takes no argument")?;
-            return Ok(Parsed::Text(help::man()));
-        }
-        _ => {
-            words.no_more("check takes no argument")?;
-            Command::Check
         }
     };
-    Ok(Parsed::Run(Box::new(Options {
-        command,
-        client: client(&mut words)?,
-        json: words.has("json"),
-        quiet: words.has("quiet"),
-        verbose: words.has("verbose"),
-    })))
-}
-
-fn command_names() -> String {
-    let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
-    names.join(", ")
-}
-
-fn spec_of(word: &OsStr) -> Result<&'static Spec> {
-    let given = word.to_str().unwrap_or_default();
-    if let Some(spec) = COMMANDS.iter().find(|spec| spec.name == given) {
-        return Ok(spec);
-    }
-    let meant = nearest(given, COMMANDS.iter().map(|spec| spec.name));
-    Err(format!(
-        "unknown command{}: use {}",
-        did_you_mean(meant, ""),
-        command_names()
-    ))
-}
-
-fn did_you_mean(name: Option<&str>, prefix: &str) -> String {
-    name.map_or_else(String::new, |name| {
-        format!(" (did you mean {prefix}{name}?)")
-    })
-}
-
-/// The words, sorted into options and the rest.
-struct Words {
-    options: Vec<(&'static Opt, Option<OsString>)>,
-    values: Vec<OsString>,
-}
-
-impl Words {
-    fn read(args: Vec<OsString>) -> Result<Words> {
-        let mut parser = lexopt::Parser::from_args(args);
-        let mut words = Words {
-            options: Vec::new(),
-            values: Vec::new(),
-        };
-        let known = || COMMANDS.iter().flat_map(Spec::options);
-        loop {
-            let last = words.options.last().map(|(option, _)| option.long);
-            let option = match parser.next() {
-                Ok(None) => return Ok(words),
-                Ok(Some(Arg::Value(value))) => {
-                    words.values.push(value);
-                    continue;
-                }
-                Ok(Some(Arg::Long(name))) => known().find(|o| o.long == name).ok_or_else(|| {
-                    let meant = nearest(name, known().map(|o| o.long));
-                    let shown = if is_name(name) {
-                        format!(" --{name}")
-                    } else {
-                        String::new()
-                    };
-                    format!("unknown option{shown}{}", did_you_mean(meant, "--"))
-                })?,
-                Ok(Some(Arg::Short(letter))) => known()
-                    .find(|o| o.short == Some(letter))
-                    .ok_or_else(|| format!("unknown option -{}", letter.escape_default()))?,
-                // Of all that lexopt may complain about, only this can happen here.
-                Err(_) => {
-                    return Err(match last {
-                        Some(name) => format!("--{name} takes no value"),
-                        None => "an option is given a value that it does not take".into(),
-                    });
-                }
-            };
-            let value = match option.value {
-                None => None,
-                Some(placeholder) => Some(
-                    parser
-                        .value()
-                        .map_err(|_| format!("--{} needs a value: {placeholder}", option.long))?,
-                ),
-            };
-            words.options.push((option, value));
-        }
-    }
-
-    /// Refuses options of other commands.
-    fn check(&self, spec: &Spec) -> Result<()> {
-        for (option, _) in &self.options {
-            if !spec.options().any(|known| known.long == option.long) {
-                return Err(format!("--{} does not go with {}", option.long, spec.name));
-            }
-        }
-        for once in ["participant", "custom", "schema", "if-version", "shard"] {
-            if self
-                .options
-                .iter()
-                .filter(|(option, _)| option.long == once)
-                .count()
-                > 1
-            {
-                return Err(format!("--{once} is given more than once"));
-            }
-        }
-        Ok(())
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.options.iter().any(|(option, _)| option.long == name)
-    }
-
-    /// The last value of an option.
-    fn value(&self, name: &str) -> Option<&OsStr> {
-        let mut found = self.options.iter().rev();
-        found
-            .find(|(option, _)| option.long == name)
-            .and_then(|(_, value)| value.as_deref())
-    }
-
-    fn path(&self, name: &str) -> Option<PathBuf> {
-        self.value(name).map(PathBuf::from)
-    }
-
-    fn text(&self, name: &str) -> Result<Option<String>> {
-        self.value(name)
-            .map(|value| {
-                let text = value.to_str().map(str::to_owned);
-                text.ok_or_else(|| format!("the value of --{name} is not valid UTF-8"))
-            })
-            .transpose()
-    }
-
-    fn number(&self, name: &str, least: u64, most: u64) -> Result<Option<u64>> {
-        self.value(name)
-            .map(|value| {
-                value
-                    .to_str()
-                    .and_then(|text| text.parse().ok())
-                    .filter(|number| (least..=most).contains(number))
-                    .ok_or_else(|| format!("--{name} takes a number from {least} to {most}"))
-            })
-            .transpose()
-    }
-
-    fn no_more(&self, message: &str) -> Result<()> {
-        match self.values.is_empty() {
-            true => Ok(()),
-            false => Err(format!("{message}, but more words are given")),
-        }
-    }
-}
-
-fn forward(words: &mut Words) -> Result<Forward> {
-    if words.values.is_empty() {
-        return Err("forward takes one audit file: give its name".into());
-    }
-    let log = PathBuf::from(words.values.remove(0));
-    words.no_more("forward takes one audit file")?;
-    let (mut secret_files, mut headers) = (Vec::new(), Vec::new());
-    for (option, value) in &words.options {
-        match (option.long, value) {
-            ("secret-file", Some(file)) => secret_files.push(PathBuf::from(file)),
-            ("header", Some(word)) => headers.push(super::forward::header(word)?),
-            _ => {}
-        }
-    }
-    let url = words.text("url")?;
-    match (&url, words.has("stdout")) {
-        (None, false) => return Err("forward needs --url URL or --stdout".into()),
-        (Some(_), true) => return Err("give only one of --url and --stdout".into()),
-        (None, true) if !secret_files.is_empty() || !headers.is_empty() => {
-            return Err("--secret-file and --header need --url URL".into());
-        }
-        _ => {}
-    }
-    let max_attempts = words.number("max-attempts", 1, u64::from(u32::MAX))?;
-    Ok(Forward {
-        log,
-        url,
-        secret_files,
-        headers,
-        cursor: words.path("cursor"),
-        dead_letters: words.path("dead-letters"),
-        max_attempts: max_attempts.map(|n| n as u32),
-        follow: words.has("follow"),
-        settle: words.has("settle"),
-        secure_values: words.has("secure-values"),
-        metrics: words.path("metrics"),
-    })
-}
-
-/// Whether a word is one that a person would give an option, rather than a value.
-fn is_name(word: &str) -> bool {
-    word.len() <= 24 && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
-}
-
-fn client(words: &mut Words) -> Result<ClientOptions> {
-    let options = ClientOptions {
-        credentials: words.path("credentials"),
-        settings: words.path("settings"),
-        rate: words.number("rate", 0, 1_000_000)?.map(|rate| rate as u32),
-        audit: words.path("audit"),
-        audit_strict: words.has("audit-strict"),
-        audit_values: words.has("audit-values"),
-        refuse_ended: words.has("refuse-ended"),
-        schema_file: words.path("schema-file"),
+    let mut options =
+        Options::from_arg_matches(&matches).map_err(|error| explained(&error, &words))?;
+    match &mut options.command {
+        Command::Batch(batch) => batch.input.file.take_if(|path| path.as_os_str() == "-"),
+        Command::Validate(asked) => asked.input.file.take_if(|path| path.as_os_str() == "-"),
+        _ => None,
     };
-    for name in ["audit-strict", "audit-values"] {
-        if words.has(name) && options.audit.is_none() {
-            return Err(format!("--{name} needs --audit FILE"));
-        }
-    }
-    if options.credentials.is_some() && options.settings.is_some() {
-        return Err("give only one of --credentials and --settings".into());
-    }
-    Ok(options)
+    Ok(Parsed::Run(Box::new(options.with_client())))
 }
 
-fn batch(words: &mut Words) -> Result<Batch> {
-    let batch = Batch {
-        input: input(words)?,
-        results: words.path("results"),
-        resume: words.has("resume"),
-        retry_failed: words.has("retry-failed"),
-        failed: words.path("failed"),
-        metrics: words.path("metrics"),
-        exit_zero: words.has("exit-zero"),
-        workers: words.number("workers", 1, 1_024)?.unwrap_or(8) as usize,
-        stop_after: words.number("stop-after", 1, u64::MAX)?,
-        max_outage: words.number("max-outage", 0, 31_536_000)?.unwrap_or(600),
-        mode: match (words.has("dry-run"), words.has("diff")) {
-            (true, true) => return Err("give only one of --dry-run and --diff".into()),
-            (true, false) => Mode::DryRun,
-            (false, true) => Mode::Diff,
-            (false, false) => Mode::Run,
+/// A wrong command line in our own words: clap's hold the values.
+fn explained(error: &clap::Error, words: &[OsString]) -> String {
+    let program = help::program();
+    let command = words.iter().find_map(|word| program.find_subcommand(word));
+    let name = command.map_or("genesys-attributes", |command| command.get_name());
+    // Names of options and placeholders, as they are defined here.
+    let named = |kind| match error.get(kind) {
+        Some(ContextValue::String(name)) => first_word(name),
+        Some(ContextValue::Strings(names)) => {
+            let names: Vec<String> = names.iter().map(|name| first_word(name)).collect();
+            names.join(" and ")
+        }
+        _ => String::new(),
+    };
+    let option = || named(ContextKind::InvalidArg);
+    let meant = |kind| match named(kind) {
+        near if near.is_empty() => near,
+        near => format!(" (did you mean {near}?)"),
+    };
+    let problem = match error.kind() {
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            format!("give a command: {}", help::command_names())
+        }
+        ErrorKind::InvalidSubcommand => format!(
+            "unknown command{}: use {}",
+            meant(ContextKind::SuggestedSubcommand),
+            help::command_names()
+        ),
+        ErrorKind::UnknownArgument => unknown(&program, name, &option()).unwrap_or_else(|shown| {
+            format!("unknown option{shown}{}", meant(ContextKind::SuggestedArg))
+        }),
+        ErrorKind::ArgumentConflict => match (option(), named(ContextKind::PriorArg)) {
+            (one, other) if one == other || other.is_empty() => {
+                format!("{one} is given more than once: give it once")
+            }
+            (one, other) => format!("{one} does not go with {other}: leave one of them out"),
         },
-        verify: words.has("verify"),
+        ErrorKind::MissingRequiredArgument => {
+            let missing = match error.get(ContextKind::InvalidArg) {
+                Some(ContextValue::Strings(names)) => names.join(" and "),
+                _ => option(),
+            };
+            let missing = missing.replace(['<', '>'], "").replace('|', " or ");
+            match missing.starts_with("--") {
+                true => format!("{name} with these options needs {missing}"),
+                false => format!("{name} needs {missing}"),
+            }
+        }
+        ErrorKind::TooManyValues => format!("{} takes no value", option()),
+        ErrorKind::ValueValidation => {
+            let cause = std::error::Error::source(error).map(ToString::to_string);
+            format!(
+                "{} {}",
+                option(),
+                cause.unwrap_or_else(|| "has a wrong value".into())
+            )
+        }
+        ErrorKind::InvalidValue => match error.get(ContextKind::ValidValue) {
+            Some(ContextValue::Strings(values)) if !values.is_empty() => {
+                let option = option().replace(['<', '>'], "");
+                format!("{option} is one of {}", values.join(", "))
+            }
+            _ => format!("{} needs a value", option()),
+        },
+        ErrorKind::InvalidUtf8 => {
+            let at = words.iter().position(|word| word.to_str().is_none());
+            format!("word {} is not valid UTF-8", at.map_or(0, |at| at + 1))
+        }
+        _ => "the command line can't be understood".to_owned(),
     };
-    if batch.resume && batch.results.is_none() {
-        return Err("--resume needs --results FILE".into());
+    match command {
+        Some(_) => format!("{problem}\nTry 'genesys-attributes {name} --help'."),
+        None => format!("{problem}\nTry 'genesys-attributes --help'."),
     }
-    if batch.retry_failed && !batch.resume {
-        return Err("--retry-failed needs --resume".into());
-    }
-    Ok(batch)
 }
 
-fn input(words: &mut Words) -> Result<Input> {
-    if words.values.len() > 1 {
-        return Err("give one input file, or - for standard input".into());
+/// The name in "--workers <N>".
+fn first_word(shown: &str) -> String {
+    shown.split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// What is wrong with a word that no option is, or how to show its name.
+fn unknown(
+    program: &clap::Command,
+    command: &str,
+    typed: &str,
+) -> std::result::Result<String, String> {
+    let Some(long) = typed.strip_prefix("--") else {
+        if typed.starts_with('-') {
+            let shown = typed.len() == 2 && typed.ends_with(|c: char| c.is_ascii_alphabetic());
+            return Err(format!(" {}", if shown { typed } else { "" }));
+        }
+        let usage = program.find_subcommand(command).map(help::usage);
+        let usage = usage.unwrap_or_default();
+        return Ok(format!("there are too many words: the command is {usage}"));
+    };
+    let has = |command: &clap::Command| command.get_opts().any(|o| o.get_long() == Some(long));
+    if program.get_subcommands().any(has) {
+        return Ok(match program.find_subcommand(command) {
+            Some(known) if !has(known) => format!("--{long} does not go with {command}"),
+            Some(_) => format!("--{long} stands before {command}: put it after"),
+            None => format!("--{long} stands before a command: put it after"),
+        });
     }
-    let file = words.values.pop().filter(|name| name != "-");
-    let shard = words.text("shard")?;
-    let delimiter = words.text("delimiter")?;
-    let delimiter = delimiter.as_deref().map(delimiter_of).transpose()?;
-    Ok(Input {
-        file: file.map(PathBuf::from),
-        delimiter: delimiter.or(words.has("csv").then_some(b',')),
-        shard: shard.as_deref().map(shard_of).transpose()?,
+    // A word that a person would give an option, rather than a value.
+    let is_name = long.len() <= 24 && long.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
+    Err(match is_name {
+        true => format!(" --{long}"),
+        false => String::new(),
     })
 }
 
-fn delimiter_of(text: &str) -> Result<u8> {
-    match text.as_bytes() {
-        b"tab" | b"\\t" => Ok(b'\t'),
-        [byte] if byte.is_ascii_punctuation() && *byte != b'"' || *byte == b'\t' => Ok(*byte),
-        _ => Err("--delimiter takes one character, such as ';', or the word tab".into()),
-    }
-}
-
-fn shard_of(text: &str) -> Result<Shard> {
-    text.split_once('/')
-        .and_then(|(index, count)| Some((index.parse::<u64>().ok()?, count.parse::<u64>().ok()?)))
-        .filter(|(index, count)| (1..=*count).contains(index) && *count <= 1_000_000)
-        .map(|(index, count)| Shard {
-            index: index - 1,
-            count,
-        })
-        .ok_or_else(|| "--shard takes I/N, such as 2/4: part 2 of 4".into())
-}
-
-/// The update that the address options make, without any attribute yet, and whether one of them
-/// named its target.
-fn addressed(words: &mut Words) -> Result<(Update, bool)> {
-    if words.values.is_empty() {
-        return Err("give a conversation id".into());
-    }
-    let conversation = words.values.remove(0);
-    let conversation = conversation
-        .to_str()
-        .ok_or("the conversation id is not valid UTF-8")?;
-    // It would be sent as part of an address, and shown. No id holds such a sign.
-    if conversation.contains('=') {
-        return Err(
-            "the first word looks like an attribute: give the conversation id before it".into(),
-        );
-    }
-    let (participant, custom) = (words.text("participant")?, words.text("custom")?);
-    if participant.as_ref().is_some_and(|who| who.contains('=')) {
-        return Err(
-            "the value of --participant looks like an attribute: give a purpose or an id".into(),
-        );
-    }
-    let given = [
-        participant.is_some(),
-        words.has("secure"),
-        custom.is_some(),
-        words.has("conversation"),
-    ];
-    if given.iter().filter(|given| **given).count() > 1 {
-        return Err("give only one of --participant, --secure, --custom and --conversation".into());
-    }
-    let update = match (participant, custom) {
-        (Some(who), _) => Update::participant(conversation, who),
-        (_, Some(record)) => Update::custom(conversation, record),
-        _ if words.has("secure") => Update::secure(conversation),
-        _ => Update::conversation(conversation),
-    };
-    let update = match words.text("schema")? {
-        Some(_) if !words.has("custom") => return Err("--schema needs --custom RECORD".into()),
-        Some(schema) => update.schema(schema),
-        None => update,
-    };
-    Ok((update, given.contains(&true)))
-}
-
-fn change(words: &mut Words) -> Result<Change> {
-    let (mut update, target_given) = addressed(words)?;
-    if words.has("unlocked") {
-        if !words.has("secure") {
-            return Err("--unlocked needs --secure".into());
+impl Which {
+    /// An update of this store without any attribute; `None` where no option names one.
+    pub(crate) fn update(&self, conversation: &str) -> Option<Update> {
+        match (&self.participant, &self.custom) {
+            (Some(who), _) => Some(Update::participant(conversation, who)),
+            (_, Some(record)) => Some(Update::custom(conversation, record)),
+            _ if self.secure => Some(Update::secure(conversation)),
+            _ => self
+                .conversation
+                .then(|| Update::conversation(conversation)),
         }
-        update = update.unlocked();
     }
-    for (option, value) in &words.options {
-        if let ("remove", Some(key)) = (option.long, value) {
-            let key = key
-                .to_str()
-                .ok_or("the value of --remove is not valid UTF-8")?;
+}
+
+impl Address {
+    /// An update of it without any attribute.
+    pub(crate) fn update(&self) -> Result<Update> {
+        self.which.update(&self.id).ok_or_else(|| {
+            "no target is given: name one by --participant WHO, --secure, --custom RECORD or \
+             --conversation"
+                .into()
+        })
+    }
+}
+
+impl Change {
+    /// The update without the attributes that are set.
+    pub(crate) fn update(&self) -> Result<Update> {
+        let mut update = self.address.update()?;
+        if self.unlocked {
+            if !self.address.which.secure {
+                return Err("--unlocked needs --secure".into());
+            }
+            update = update.unlocked();
+        }
+        if let Some(schema) = &self.schema {
+            if self.address.which.custom.is_none() {
+                return Err("--schema needs --custom RECORD".into());
+            }
+            update = update.schema(schema);
+        }
+        for key in &self.remove {
             update = update.remove(key);
         }
+        if let Some(version) = &self.if_version {
+            update = update.if_version(version);
+        }
+        if self.skip_unchanged {
+            update = update.skip_unchanged();
+        }
+        Ok(match self.guards.verify {
+            true => update.verify(),
+            false => update,
+        })
     }
-    if let Some(version) = words.text("if-version")? {
-        update = update.if_version(version);
+
+    /// The attributes that are set.
+    pub(crate) fn assignments(&self) -> Result<Vec<Assignment>> {
+        let mut found: Vec<Assignment> = Vec::new();
+        for (index, word) in self.words.iter().enumerate() {
+            let new = assignment(index + 1, word)?;
+            if found.iter().any(|other| other.key == new.key) {
+                return Err(format!("{:?} is set more than once: set it once", new.key));
+            }
+            found.push(new);
+        }
+        let from_stdin = |a: &&Assignment| a.value == Given::StandardInput;
+        match found.iter().filter(from_stdin).count() > 1 {
+            true => Err("only one value can be read from standard input".into()),
+            false => Ok(found),
+        }
     }
-    if words.has("skip-unchanged") {
-        update = update.skip_unchanged();
-    }
-    let words_of = |(index, word): (usize, &OsString)| assignment(index + 1, word);
-    let assignments = words.values.iter().enumerate().map(words_of);
-    let assignments = assignments.collect::<Result<Vec<_>>>()?;
-    let from_stdin = |a: &&Assignment| matches!(a.value, Given::StandardInput);
-    if assignments.iter().filter(from_stdin).count() > 1 {
-        return Err("only one value can be read from standard input".into());
-    }
-    Ok(Change {
-        update,
-        assignments,
-        target_given,
-        dry_run: words.has("dry-run"),
-        verify: words.has("verify"),
-    })
 }
 
-fn assignment(number: usize, word: &OsStr) -> Result<Assignment> {
-    // The word itself may be a value whose name was forgotten: only its number is told.
-    let word = word
-        .to_str()
-        .ok_or_else(|| format!("attribute {number} is not valid UTF-8"))?;
-    // The first '=' decides, so that text may hold any character.
-    let (key, text) = word.split_once('=').ok_or_else(|| {
-        format!("attribute {number} (after the conversation) is neither KEY=TEXT nor KEY:=JSON")
-    })?;
-    let (key, is_json) = match key.strip_suffix(':') {
-        Some(key) => (key, true),
-        None => (key, false),
-    };
-    let value = match text.strip_prefix('@') {
-        Some("-") => Given::StandardInput,
-        Some("") => return Err(format!("{key:?} is followed by =@, but by no file name")),
-        Some(file) => Given::File(PathBuf::from(file)),
-        None => Given::Text(text.to_owned()),
-    };
-    Ok(Assignment {
-        key: key.to_owned(),
-        is_json,
-        value,
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VALUE: &str = "DE89370400440532013000";
+
+    fn refused(words: &[&str]) -> String {
+        match parse(words.iter().map(OsString::from).collect()) {
+            Err(text) => text,
+            Ok(_) => panic!("{words:?} is taken"),
+        }
+    }
+
+    /// One command line for each kind of error that clap knows.
+    #[test]
+    fn each_kind_of_error_says_what_is_wrong_and_no_value() {
+        for (words, why) in [
+            (&["get", "c", "--secure", VALUE][..], "too many words"),
+            (
+                &["batch", "--iban=DE89370400440532013000"],
+                "unknown option --iban",
+            ),
+            (&["batch", "--DE89370400440532013000"], "unknown option\n"),
+            (&["batch", "--wrokers", VALUE], "did you mean --workers?"),
+            (
+                &["get", VALUE, "--secure", "--results", VALUE],
+                "--results does not go with get",
+            ),
+            (
+                &["--workers", VALUE, "batch"],
+                "--workers stands before batch",
+            ),
+            (
+                &["batch", "--workers", VALUE],
+                "--workers takes a number from 1 to 1024",
+            ),
+            (&["batch", "--shard", VALUE], "--shard takes I/N"),
+            (
+                &["forward", VALUE, "--stdout", "--header", VALUE],
+                "--header takes NAME=@FILE",
+            ),
+            (&["completions", VALUE], "SHELL is one of bash"),
+            (&["batch", VALUE, "--results"], "--results needs a value"),
+            (
+                &["batch", "--resume=DE89370400440532013000"],
+                "--resume takes no value",
+            ),
+            (
+                &["update", VALUE, "--secure", "--custom", VALUE],
+                "--secure does not go with --custom",
+            ),
+            (
+                &["batch", "--results", VALUE, "--results", VALUE],
+                "--results is given more than once",
+            ),
+            (&["batch", "-qq"], "--quiet is given more than once"),
+            (&["update"], "update needs CONVERSATION"),
+            (&["batch", VALUE, "--resume"], "needs --results FILE"),
+            (&["forward", VALUE], "needs --url URL or --stdout"),
+            (&[], "give a command: update, get"),
+            (&[VALUE], "unknown command: use update, get"),
+            (&["updaet", VALUE], "did you mean update?"),
+        ] {
+            let text = refused(words);
+            assert!(text.contains(why), "{words:?}: {text}");
+            assert!(!text.contains("DE89"), "{words:?}: {text}");
+            assert!(text.contains(" --help'."), "{words:?}: {text}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn word_that_is_not_utf8_is_named_by_its_number() {
+        use std::os::unix::ffi::OsStringExt;
+        let bad = OsString::from_vec(b"DE89\xff".to_vec());
+        let words = vec!["get".into(), bad, "--secure".into()];
+        let text = parse(words).err().unwrap_or_default();
+        assert!(
+            text.starts_with("word 2 is not valid UTF-8") && !text.contains("DE89"),
+            "{text}"
+        );
+    }
+
+    /// Whatever a value looks like, no option shows it.
+    #[test]
+    fn no_option_of_any_command_shows_its_value() {
+        let mut program = help::program();
+        program.build();
+        for command in program.get_subcommands() {
+            for option in command.get_opts() {
+                let long = format!("--{}", option.get_long().unwrap_or_default());
+                for words in [
+                    vec![
+                        command.get_name().to_owned(),
+                        format!("{long}={VALUE}"),
+                        VALUE.into(),
+                    ],
+                    vec![
+                        command.get_name().to_owned(),
+                        long.clone(),
+                        VALUE.into(),
+                        long,
+                        VALUE.into(),
+                    ],
+                ] {
+                    let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+                    if let Err(text) = parse(words.clone()) {
+                        assert!(!text.contains("DE89"), "{words:?}: {text}");
+                    }
+                }
+            }
+        }
+    }
 }

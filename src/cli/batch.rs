@@ -35,7 +35,11 @@ use super::{Exit, Failure, Run, closed};
 /// What the client is made from, once no file has two purposes.
 pub(crate) fn config<'a>(options: &'a Options, batch: &Batch) -> Result<Config<'a>, Failure> {
     let client = &options.client;
-    let settings = client.credentials.as_deref().or(client.settings.as_deref());
+    let settings = client
+        .source
+        .credentials
+        .as_deref()
+        .or(client.source.settings.as_deref());
     let (input, from_stdin) = (batch.input.file.as_deref(), batch.input.file.is_none());
     if from_stdin && settings.is_some_and(is_standard_input) {
         return Err(Failure::usage(
@@ -153,7 +157,7 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
     let mut reader = {
         let (past, retry_failed) = (past.clone(), batch.retry_failed);
         let wanted = move |line| past.wants(line, retry_failed);
-        Reader::start(lines, wanted, engine.cancel_handle(), batch.verify)
+        Reader::start(lines, wanted, engine.cancel_handle(), batch.guards.verify)
     };
     let mut outcomes = Outcomes {
         past: &past,
@@ -164,7 +168,7 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
         bad: HashSet::new(),
         good: HashSet::new(),
         keep_bad: batch.failed.is_some(),
-        strict: options.client.audit_strict,
+        strict: options.client.guards.audit_strict,
         retry_after: None,
         unwritable: None,
     };

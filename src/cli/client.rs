@@ -14,7 +14,6 @@ use serde_json::Value;
 
 use super::files::Files;
 use super::options::{ClientOptions, Options};
-use super::table::{VARIABLES, nearest};
 use super::{Failure, screen};
 
 /// What the client is made from: read, and nothing of it opened yet.
@@ -27,6 +26,18 @@ pub(crate) struct Config<'a> {
     rate: Option<u32>,
     has_idle_connections: bool,
 }
+
+/// The variables that settings may be given by.
+const VARIABLES: &[&str] = &[
+    "GENESYS_CLOUD_REGION",
+    "GENESYS_CLOUD_CLIENT_ID",
+    "GENESYS_CLOUD_CLIENT_SECRET",
+    "GENESYS_CLOUD_BASE_URL",
+    "GENESYSCLOUD_REGION",
+    "GENESYSCLOUD_OAUTHCLIENT_ID",
+    "GENESYSCLOUD_OAUTHCLIENT_SECRET",
+    "GENESYSCLOUD_ACCESS_TOKEN",
+];
 
 enum Source<'a> {
     Environment,
@@ -46,9 +57,9 @@ impl<'a> Config<'a> {
             rate: None,
             has_idle_connections: false,
         };
-        if let Some(path) = &options.credentials {
+        if let Some(path) = &options.source.credentials {
             config.source = Source::Credentials(path);
-        } else if let Some(path) = &options.settings {
+        } else if let Some(path) = &options.source.settings {
             let text = text_of(path, "the settings file")?;
             warn_of_readers(path, "settings");
             let settings =
@@ -75,28 +86,32 @@ impl<'a> Config<'a> {
     pub(crate) fn files(&self) -> Result<Files, Failure> {
         let options = self.options;
         let settings = options
+            .source
             .credentials
             .as_deref()
-            .or(options.settings.as_deref());
+            .or(options.source.settings.as_deref());
         Files::default()
             .read("the settings file", settings)
-            .and_then(|files| files.read("--schema-file", options.schema_file.as_deref()))
+            .and_then(|files| files.read("--schema-file", options.checks.schema_file.as_deref()))
             .and_then(|files| files.read("rootCertificatesFile", self.root_certificates.as_deref()))
-            .and_then(|files| files.written("--audit", options.audit.as_deref()))
+            .and_then(|files| files.written("--audit", options.guards.audit.as_deref()))
             .and_then(|files| files.written("the audit file", self.audit.as_deref()))
             .map_err(Failure::usage)
     }
 
     /// Requests a minute, where they are limited.
     pub(crate) fn rate(&self) -> Option<u32> {
-        let asked = self.options.rate.or(self.rate);
+        let asked = self.options.source.rate.or(self.rate);
         Some(asked.unwrap_or(300)).filter(|rate| *rate > 0)
     }
 
     /// A client that writes.
     pub(crate) fn client(self, workers: usize) -> Result<Client, Failure> {
-        let audit = self.options.audit.as_deref();
-        let (audit_values, audit_strict) = (self.options.audit_values, self.options.audit_strict);
+        let audit = self.options.guards.audit.as_deref();
+        let (audit_values, audit_strict) = (
+            self.options.guards.audit_values,
+            self.options.guards.audit_strict,
+        );
         let mut builder = self.builder(workers)?;
         if let Some(path) = audit {
             let file = AuditFile::open(path).map_err(|e| {
@@ -128,19 +143,19 @@ impl<'a> Config<'a> {
             Source::Environment => ClientBuilder::from_env()?,
             Source::Credentials(path) => from_credentials(path)?,
             Source::Settings(settings) => {
-                let path = options.settings.as_deref().unwrap_or(Path::new("-"));
+                let path = options.source.settings.as_deref().unwrap_or(Path::new("-"));
                 settings
                     .builder()
                     .map_err(|error| of_file(error, &shown(path)))?
             }
         };
-        if let Some(per_minute) = options.rate {
+        if let Some(per_minute) = options.source.rate {
             builder = builder.rate_limit(match per_minute {
                 0 => RateLimit::unlimited(),
                 n => RateLimit::per_minute(n),
             });
         }
-        if options.refuse_ended {
+        if options.guards.refuse_ended {
             builder = builder.ended_conversations(EndedPolicy::Refuse);
         }
         if let Some(schema) = schema(options)? {
@@ -160,7 +175,7 @@ pub(crate) fn client(options: &Options, workers: usize) -> Result<Client, Failur
 
 /// The caller's own schema, where the options name its file.
 pub(crate) fn schema(options: &ClientOptions) -> Result<Option<Schema>, Failure> {
-    let Some(path) = &options.schema_file else {
+    let Some(path) = &options.checks.schema_file else {
         return Ok(None);
     };
     let text = fs::read_to_string(path).map_err(|e| {
@@ -267,7 +282,9 @@ pub(super) fn settings(
             } else {
                 "a name".to_owned()
             };
-            if let Some(meant) = nearest(name, VARIABLES.iter().copied()) {
+            let distance = |known: &&&str| strsim::osa_distance(name, known);
+            let near = VARIABLES.iter().min_by_key(distance);
+            if let Some(meant) = near.filter(|known| distance(known) <= known.len() / 3) {
                 return Err(format!(
                     "{at} has {what}, which is not known: is it {meant}?"
                 ));

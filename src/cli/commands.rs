@@ -11,30 +11,24 @@ use serde_json::Value;
 use super::client::{Config, schema};
 use super::diff::diff;
 use super::files::Files;
-use super::options::{Assignment, Change, Given, Input, Options};
+use super::options::{Change, Get, Input, Options};
 use super::records::Lines;
 use super::source::Opened;
 use super::summary::many;
+use super::words::{Assignment, Given};
 use super::{Exit, Failure, Run, closed, print, print_json, screen};
 
 /// The most that is read as one value.
 const MAX_VALUE: u64 = 1 << 20;
 
-/// Says which target is used where none was named.
-fn note_target(options: &Options, target: &Target, given: bool) {
-    if !given && !options.json {
-        screen::note(&format!(
-            "no target is given, so the conversation {} itself is addressed (--conversation); on \
-             the live platform use --participant, --secure or --custom",
-            target.conversation_id()
-        ));
-    }
-}
-
 /// What the client is made from, once no file has two purposes. `values`: what else is read.
 fn config<'a>(options: &'a Options, values: &[Assignment]) -> Result<Config<'a>, Failure> {
     let client = &options.client;
-    let settings = client.credentials.as_deref().or(client.settings.as_deref());
+    let settings = client
+        .source
+        .credentials
+        .as_deref()
+        .or(client.source.settings.as_deref());
     let from_stdin = settings.is_some_and(|path| path.as_os_str() == "-");
     if from_stdin
         && values
@@ -59,18 +53,15 @@ fn config<'a>(options: &'a Options, values: &[Assignment]) -> Result<Config<'a>,
 }
 
 pub(crate) fn update(options: &Options, change: &Change) -> Run {
-    let config = config(options, &change.assignments)?;
-    let mut update = change.update.clone();
-    for assignment in &change.assignments {
+    let mut update = change.update().map_err(Failure::usage)?;
+    let assignments = change.assignments().map_err(Failure::usage)?;
+    let config = config(options, &assignments)?;
+    for assignment in &assignments {
         let value = value_of(assignment).map_err(Failure::usage)?;
         update = update.set(assignment.key.as_str(), value);
     }
     // What is wrong with the update is told without any settings.
     checked(&update, schema(&options.client)?.as_ref())?;
-    if change.verify {
-        update = update.verify();
-    }
-    note_target(options, update.target(), change.target_given);
     if change.dry_run {
         return show_diff(options, &config.reader()?, &update);
     }
@@ -178,9 +169,10 @@ fn in_words(receipt: &Receipt) -> String {
     )
 }
 
-pub(crate) fn get(options: &Options, target: &Target, target_given: bool) -> Run {
+pub(crate) fn get(options: &Options, asked: &Get) -> Run {
+    let update = asked.address.update().map_err(Failure::usage)?;
+    let target = update.target();
     let config = config(options, &[])?;
-    note_target(options, target, target_given);
     let snapshot = config.reader()?.read(target)?;
     // These reads do not tell whether the conversation has ended.
     if !matches!(target.kind(), TargetKind::Secure | TargetKind::Custom) {
@@ -274,7 +266,12 @@ pub(crate) fn check(options: &Options) -> Run {
 pub(crate) fn validate(options: &Options, input: &Input) -> Run {
     Files::default()
         .read("the input", input.file.as_deref())
-        .and_then(|files| files.read("--schema-file", options.client.schema_file.as_deref()))
+        .and_then(|files| {
+            files.read(
+                "--schema-file",
+                options.client.checks.schema_file.as_deref(),
+            )
+        })
         .and_then(|files| files.streams(input.file.is_none()))
         .map_err(Failure::usage)?;
     let opened = Opened::of(input).map_err(Failure::usage)?;

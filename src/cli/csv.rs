@@ -3,8 +3,6 @@
 use serde_json::Value;
 use serde_json::de::from_str;
 
-use super::table::distance;
-
 /// The cells of one row, as far as it is one: a bare carriage return ends it.
 fn row(text: &[u8], delimiter: u8) -> (csv::ByteRecord, bool) {
     let mut reader = csv::ReaderBuilder::new()
@@ -285,7 +283,7 @@ fn resembled(key: &str) -> Option<&'static str> {
     let alias = ALIASES.iter().find(|(alias, _)| *alias == bare);
     alias.map(|(_, field)| *field).or_else(|| {
         FIELDS.into_iter().chain(ONLY_JSON).find(|field| {
-            let far = distance(&bare, &field.to_lowercase());
+            let far = strsim::osa_distance(&bare, &field.to_lowercase());
             far <= if field.len() >= 11 { 2 } else { 1 }
         })
     })

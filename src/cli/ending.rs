@@ -39,7 +39,7 @@ impl End<'_> {
         let watched = screen::style() != Style::None;
         screen::summary(&summary::text(report, failures, watched));
         if lost > 0 {
-            screen::error(&match options.client.audit_strict {
+            screen::error(&match options.client.guards.audit_strict {
                 true => format!(
                     "{lost} audit records could not be written, and with --audit-strict nothing is \
                      sent without its record"

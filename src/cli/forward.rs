@@ -1,6 +1,5 @@
 //! `forward`: from the audit file to a webhook or to standard output.
 
-use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,8 +36,8 @@ fn check_files(all: &Options, options: &Forward) -> Result<(), Failure> {
         .and_then(|files| files.written("--cursor", Some(&cursor)))
         .and_then(|files| files.written("--dead-letters", Some(&dead_letters)))
         .and_then(|files| files.written("--metrics", options.metrics.as_deref()))
-        .and_then(|files| files.read("--settings", client.settings.as_deref()))
-        .and_then(|files| files.read("--credentials", client.credentials.as_deref()));
+        .and_then(|files| files.read("--settings", client.source.settings.as_deref()))
+        .and_then(|files| files.read("--credentials", client.source.credentials.as_deref()));
     for path in &options.secret_files {
         files = files.and_then(|files| files.read("--secret-file", Some(path)));
     }
@@ -247,13 +246,4 @@ fn write_metrics(path: &Path, report: &ForwardReport) -> io::Result<()> {
         text += &format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
     }
     replace(path, |out| out.write_all(text.as_bytes()))
-}
-
-/// `NAME=@FILE`: a value may be a secret, which other users could see in a command line.
-pub(crate) fn header(word: &OsString) -> Result<(String, PathBuf), String> {
-    word.to_str()
-        .and_then(|text| text.split_once("=@"))
-        .filter(|(name, file)| !name.is_empty() && !file.is_empty())
-        .map(|(name, file)| (name.to_owned(), PathBuf::from(file)))
-        .ok_or_else(|| "--header takes NAME=@FILE, a name and the file of its value".into())
 }

@@ -1,346 +1,381 @@
-//! The help, the man page and the completions, made from the table.
+//! The help, the man page and the completions.
 
 use std::fmt::Write as _;
 
-use super::table::{COMMANDS, EXITS, Opt, SETTINGS_HELP, Spec};
+use clap::{Arg, Command, CommandFactory};
+use clap_complete::Shell;
+use clap_mangen::Man;
 
-const WIDTH: usize = 80;
+use super::options::{Options, SHARED};
 
-/// `text` in lines of the width, each after the first indented.
-fn wrapped(text: &str, indent: usize) -> String {
-    let mut out = String::new();
-    let mut column = indent;
-    for word in text.split_ascii_whitespace() {
-        let length = word.chars().count();
-        if column > indent {
-            if column + 1 + length > WIDTH {
-                let _ = write!(out, "\n{:indent$}", "");
-                column = indent;
-            } else {
-                out.push(' ');
-                column += 1;
-            }
-        }
-        out.push_str(word);
-        column += length;
-    }
-    out
+/// What an exit status means.
+struct Exit {
+    status: &'static str,
+    short: &'static str,
+    meaning: &'static str,
+    /// The commands that end with it; all if it is empty.
+    commands: &'static [&'static str],
 }
 
-fn shown(option: &Opt) -> String {
-    let mut text = match option.short {
-        Some(letter) => format!("-{letter}, --{}", option.long),
-        None => format!("--{}", option.long),
-    };
-    if let Some(value) = option.value {
+const EXITS: [Exit; 11] = [
+    Exit {
+        status: "0",
+        short: "done",
+        meaning: "all is done, in place or valid",
+        commands: &[],
+    },
+    Exit {
+        status: "1",
+        short: "failed",
+        meaning: "an update or a line failed, was skipped or would be refused (batch --exit-zero: 0)",
+        commands: &["update", "get", "batch", "validate", "forward", "check"],
+    },
+    Exit {
+        status: "2",
+        short: "usage",
+        meaning: "the command line, the settings or a file is wrong, or a file or standard output \
+                  can't be written",
+        commands: &[],
+    },
+    Exit {
+        status: "3",
+        short: "refused",
+        meaning: "credentials or a permission are missing; or a batch stopped early: \
+                  --stop-after, nothing permitted, or the endpoint is not offered",
+        commands: &["update", "get", "batch", "forward", "check"],
+    },
+    Exit {
+        status: "4",
+        short: "no reader",
+        meaning: "a batch stopped early: standard output was closed",
+        commands: &["batch"],
+    },
+    Exit {
+        status: "5",
+        short: "throttled",
+        meaning: "the platform asks to wait longer than the client waits; repeat the command \
+                  after the time that the error names",
+        commands: &["update", "get", "batch", "check"],
+    },
+    Exit {
+        status: "6",
+        short: "unreachable",
+        meaning: "the platform can't be reached or keeps failing; repeat the command later",
+        commands: &["update", "get", "batch", "forward", "check"],
+    },
+    Exit {
+        status: "7",
+        short: "audit lost",
+        meaning: "the updates were made, but audit records were lost",
+        commands: &["update", "batch"],
+    },
+    Exit {
+        status: "129",
+        short: "SIGHUP",
+        meaning: "SIGHUP stopped the command; repeat it later",
+        commands: &["batch", "forward"],
+    },
+    Exit {
+        status: "130",
+        short: "SIGINT",
+        meaning: "SIGINT stopped the command; repeat it later",
+        commands: &["batch", "forward"],
+    },
+    Exit {
+        status: "143",
+        short: "SIGTERM",
+        meaning: "SIGTERM stopped the command; repeat it later",
+        commands: &["batch", "forward"],
+    },
+];
+
+const ENVIRONMENT: [&str; 4] = [
+    "GENESYS_CLOUD_REGION, GENESYS_CLOUD_CLIENT_ID, GENESYS_CLOUD_CLIENT_SECRET",
+    "or GENESYSCLOUD_REGION with GENESYSCLOUD_ACCESS_TOKEN, or with",
+    "   GENESYSCLOUD_OAUTHCLIENT_ID and GENESYSCLOUD_OAUTHCLIENT_SECRET",
+    "GENESYS_CLOUD_BASE_URL for a sandbox or gateway",
+];
+
+fn exits_of(command: &str) -> impl Iterator<Item = &'static Exit> {
+    let has = move |exit: &&Exit| exit.commands.is_empty() || exit.commands.contains(&command);
+    EXITS.iter().filter(has)
+}
+
+pub(crate) fn version() -> String {
+    format!("genesys-attributes {}\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// The program with its help.
+pub(crate) fn program() -> Command {
+    let program = Options::command().no_binary_name(true).term_width(80);
+    let shared: Vec<Arg> = program
+        .find_subcommand("update")
+        .into_iter()
+        .chain([&program])
+        .flat_map(Command::get_arguments)
+        .filter(|option| heading(option).is_some())
+        .cloned()
+        .collect();
+    let overview = overview(&shared);
+    program
+        .mut_subcommands(with_help)
+        .mut_args(|option| option.hide_short_help(true))
+        .after_help(overview)
+}
+
+/// The heading of an option that all commands share.
+fn heading(option: &Arg) -> Option<&str> {
+    option
+        .get_help_heading()
+        .filter(|heading| SHARED.contains(heading))
+}
+
+/// Adds what follows the options: names of the shared ones, examples and exit statuses.
+fn with_help(command: Command) -> Command {
+    let mut shared = Vec::new();
+    for title in SHARED {
+        let options = command
+            .get_opts()
+            .filter(|option| heading(option) == Some(title));
+        shared.extend(
+            options
+                .filter_map(Arg::get_long)
+                .map(|long| format!("--{long}")),
+        );
+    }
+    shared.extend(["--json", "--quiet", "--verbose"].map(str::to_owned));
+    let mut text = format!(
+        "More (genesys-attributes --help): {}\n\n",
+        shared.join(", ")
+    );
+    for example in examples(&command).lines() {
+        let _ = writeln!(text, "$ {example}");
+    }
+    let exits: Vec<String> = exits_of(command.get_name())
+        .map(|exit| format!("{} {}", exit.status, exit.short))
+        .collect();
+    let _ = write!(text, "\nExit status: {}", exits.join(", "));
+    command
+        .mut_args(|option| match heading(&option) {
+            Some(_) => option.hide_short_help(true),
+            None => option,
+        })
+        .after_help(text)
+}
+
+fn examples(command: &Command) -> String {
+    let text = command.get_after_help().map(ToString::to_string);
+    text.unwrap_or_default()
+}
+
+fn overview(shared: &[Arg]) -> String {
+    let mut text = String::new();
+    for title in SHARED {
+        let _ = writeln!(text, "{title}:");
+        for option in shared
+            .iter()
+            .filter(|option| heading(option) == Some(title))
+        {
+            let help = option.get_help().map(ToString::to_string);
+            let _ = writeln!(
+                text,
+                "  {:<20}  {}",
+                shown(option),
+                help.unwrap_or_default()
+            );
+        }
+    }
+    text += "\nEnvironment, where neither --credentials nor --settings is given:\n";
+    for line in ENVIRONMENT {
+        let _ = writeln!(text, "  {line}");
+    }
+    text += "\nExit status:\n";
+    for exit in &EXITS {
+        let _ = writeln!(text, "  {:>3}  {}", exit.status, exit.short);
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+fn shown(option: &Arg) -> String {
+    let mut text = option
+        .get_short()
+        .map_or_else(String::new, |letter| format!("-{letter}, "));
+    let _ = write!(text, "--{}", option.get_long().unwrap_or_default());
+    for value in option
+        .get_value_names()
+        .filter(|_| option.get_action().takes_values())
+        .into_iter()
+        .flatten()
+    {
         let _ = write!(text, " {value}");
     }
     text
 }
 
-fn row(name: &str, text: &str) -> String {
-    const COLUMN: usize = 24;
-    let text = wrapped(text, COLUMN);
-    if name.len() + 4 > COLUMN {
-        format!("  {name}\n{:COLUMN$}{text}\n", "")
-    } else {
-        format!("  {name:<width$}{text}\n", width = COLUMN - 2)
-    }
+/// The line that shows how a command is called.
+pub(crate) fn usage(command: &Command) -> String {
+    let usage = command.clone().render_usage().to_string();
+    usage.trim_start_matches("Usage:").trim().to_owned()
 }
 
-fn exits() -> String {
-    let rows = EXITS
-        .iter()
-        .map(|(status, meaning)| format!("  {status:>3}  {}\n", wrapped(meaning, 7)));
-    format!("Exit status:\n{}", rows.collect::<String>())
-}
-
-/// The help of all.
-pub(crate) fn overview() -> String {
-    let mut out = String::from(
-        "Changes attributes on Genesys Cloud conversations safely.\n\nUsage: genesys-attributes \
-         COMMAND [OPTIONS]\n\nCommands:\n",
-    );
-    for spec in COMMANDS {
-        let _ = writeln!(out, "  genesys-attributes {} {}", spec.name, spec.usage);
-        let _ = writeln!(out, "      {}", wrapped(spec.summary, 6));
-    }
-    out += "\nOptions: genesys-attributes COMMAND --help\n\n";
-    out += "Settings (environment, or the file of --credentials); secrets are never arguments:\n";
-    for line in SETTINGS_HELP {
-        let _ = writeln!(out, "  {line}");
-    }
-    out + "\n" + &exits()
-}
-
-/// The help of one command.
-pub(crate) fn of(spec: &Spec) -> String {
-    let mut out = format!(
-        "Usage: genesys-attributes {} {} [OPTIONS]\n\n{}\n",
-        spec.name,
-        spec.usage,
-        wrapped(spec.about, 0)
-    )
-    .replace("  [OPTIONS]", " [OPTIONS]");
-    for group in spec.groups {
-        let _ = write!(out, "\n{}:\n", wrapped(group.title, 0));
-        for option in group.options {
-            out += &row(&shown(option), option.help);
-        }
-    }
-    out + "\n" + &exits()
-}
-
-/// The man page.
-pub(crate) fn man() -> String {
-    let plain = |text: &str| {
-        let text = text.replace('\\', "\\e").replace('-', "\\-");
-        // A line that begins with a dot or a quote would be a request.
-        match text.starts_with(['.', '\'']) {
-            true => format!("\\&{text}"),
-            false => text,
-        }
-    };
-    let mut out = format!(
-        ".TH GENESYS\\-ATTRIBUTES 1 \"\" \"genesys\\-attributes {}\" \"\"\n.SH NAME\n\
-         genesys\\-attributes \\- change attributes on Genesys Cloud conversations safely\n\
-         .SH SYNOPSIS\n",
-        plain(env!("CARGO_PKG_VERSION"))
-    );
-    for spec in COMMANDS {
-        // A line that begins with a space would break the paragraph.
-        let usage = format!("{} [OPTIONS]", spec.usage);
-        let _ = writeln!(
-            out,
-            ".B genesys\\-attributes {}\n{}\n.br",
-            plain(spec.name),
-            plain(usage.trim_start())
-        );
-    }
-    out += ".SH COMMANDS\n";
-    for spec in COMMANDS {
-        let _ = writeln!(out, ".SS {}\n{}", plain(spec.name), plain(spec.about));
-        for group in spec.groups {
-            let _ = writeln!(out, ".P\n{}:", plain(group.title));
-            for option in group.options {
-                let _ = writeln!(
-                    out,
-                    ".TP\n.B {}\n{}",
-                    plain(&shown(option)),
-                    plain(option.help)
-                );
-            }
-        }
-    }
-    out += ".SH ENVIRONMENT\n";
-    for line in SETTINGS_HELP {
-        let _ = writeln!(out, "{}\n.br", plain(line.trim_start()));
-    }
-    out += ".SH EXIT STATUS\n";
-    for (status, meaning) in EXITS {
-        let _ = writeln!(out, ".TP\n.B {status}\n{}", plain(meaning));
-    }
-    out
+pub(crate) fn command_names() -> String {
+    let program = Options::command();
+    let names: Vec<&str> = program.get_subcommands().map(Command::get_name).collect();
+    names.join(", ")
 }
 
 /// The completions for a shell.
-pub(crate) fn completions(shell: &str) -> Option<String> {
-    match shell {
-        "bash" => Some(bash()),
-        "zsh" => Some(zsh()),
-        "fish" => Some(fish()),
-        _ => None,
-    }
+pub(crate) fn completions(shell: Shell) -> String {
+    let mut text = Vec::new();
+    clap_complete::generate(
+        shell,
+        &mut Options::command(),
+        "genesys-attributes",
+        &mut text,
+    );
+    String::from_utf8_lossy(&text).into_owned()
 }
 
-fn names() -> String {
-    let names: Vec<&str> = COMMANDS.iter().map(|spec| spec.name).collect();
-    names.join(" ")
-}
-
-fn takes_file(option: &Opt) -> bool {
-    option.value == Some("FILE")
-}
-
-fn unique(wanted: impl Fn(&Opt) -> bool) -> Vec<&'static str> {
-    let options = COMMANDS.iter().flat_map(Spec::options);
-    let mut names: Vec<&str> = options.filter(|o| wanted(o)).map(|o| o.long).collect();
-    names.sort_unstable();
-    names.dedup();
-    names
-}
-
-fn bash() -> String {
-    let alternatives = |names: Vec<&str>| {
-        let names: Vec<String> = names.iter().map(|name| format!("--{name}")).collect();
-        names.join("|")
-    };
-    let mut cases = String::new();
-    for spec in COMMANDS {
-        let options: Vec<String> = spec.options().map(|o| format!("--{}", o.long)).collect();
-        let _ = writeln!(
-            cases,
-            "        {}) options=\"{}\" ;;",
-            spec.name,
-            options.join(" ")
+/// The man page: one for all commands.
+pub(crate) fn man() -> String {
+    let mut page = Vec::new();
+    let mut program = Options::command();
+    program.build();
+    let whole = Man::new(program.clone());
+    // Writing to memory does not fail.
+    let _ = whole.render_title(&mut page);
+    let _ = whole.render_name_section(&mut page);
+    let _ = whole.render_synopsis_section(&mut page);
+    let _ = whole.render_description_section(&mut page);
+    let _ = whole.render_options_section(&mut page);
+    for command in program.get_subcommands() {
+        let section = Man::new(command.clone().disable_help_flag(true));
+        let mut text = Vec::new();
+        let _ = section.render_synopsis_section(&mut text);
+        let _ = section.render_description_section(&mut text);
+        let _ = section.render_options_section(&mut text);
+        let text = String::from_utf8_lossy(&text).replace(".SH ", ".SS ");
+        let title = command.get_name().to_uppercase();
+        let examples = roff(&examples(command));
+        let exits: Vec<&str> = exits_of(command.get_name())
+            .map(|exit| exit.status)
+            .collect();
+        let exits = exits.join(", ");
+        page.extend_from_slice(
+            format!(
+                ".SH {title}\n{text}.SS EXAMPLES\n.nf\n{examples}\n.fi\n.SS EXIT STATUS\n{exits}\n"
+            )
+            .as_bytes(),
         );
     }
-    format!(
-        "# bash completion of genesys-attributes\n\
-         _genesys_attributes() {{\n    \
-             local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} options=\n    \
-             case $before in\n        \
-                 {files}) COMPREPLY=($(compgen -f -- \"$word\")); return ;;\n        \
-                 {values}) return ;;\n    \
-             esac\n    \
-             if [ \"$COMP_CWORD\" -eq 1 ]; then\n        \
-                 COMPREPLY=($(compgen -W \"{names} help\" -- \"$word\")); return\n    \
-             fi\n    \
-             case ${{COMP_WORDS[1]}} in\n{cases}    esac\n    \
-             if [ \"${{COMP_WORDS[1]}}\" = help ]; then\n        \
-                 COMPREPLY=($(compgen -W \"{names}\" -- \"$word\"))\n    \
-             elif [ \"${{COMP_WORDS[1]}}\" = completions ] && [[ $word != -* ]]; then\n        \
-                 COMPREPLY=($(compgen -W \"bash zsh fish\" -- \"$word\"))\n    \
-             elif [[ $word == -* ]]; then\n        \
-                 COMPREPLY=($(compgen -W \"$options\" -- \"$word\"))\n    \
-             else\n        \
-                 COMPREPLY=($(compgen -f -- \"$word\"))\n    \
-             fi\n\
-         }}\n\
-         complete -o filenames -F _genesys_attributes genesys-attributes\n",
-        files = alternatives(unique(takes_file)),
-        values = alternatives(unique(|o| o.value.is_some() && !takes_file(o))),
-        names = names(),
-    )
-}
-
-/// Text inside of single quotes and, for zsh, inside of a description in brackets.
-fn quoted(text: &str) -> String {
-    text.replace('\'', "'\\''")
-        .replace('[', "\\[")
-        .replace(']', "\\]")
-        .replace(':', "\\:")
-}
-
-fn zsh() -> String {
-    let mut commands = String::new();
-    let mut cases = String::new();
-    for spec in COMMANDS {
-        let _ = writeln!(commands, "        '{}:{}'", spec.name, quoted(spec.summary));
-        let _ = writeln!(
-            cases,
-            "        {})\n            _arguments -s \\",
-            spec.name
-        );
-        for option in spec.options() {
-            let help = quoted(option.help);
-            let value = match option.value {
-                None => String::new(),
-                Some("FILE") => ":file:_files".to_owned(),
-                Some(value) => format!(":{}: ", quoted(value)),
-            };
-            // Those that may be given more than once.
-            let star = if option.long == "remove" { "*" } else { "" };
-            let _ = writeln!(
-                cases,
-                "                '{star}--{}[{help}]{value}' \\",
-                option.long
-            );
-        }
-        let rest = match spec.name {
-            "completions" => "'*:shell:(bash zsh fish)'",
-            _ => "'*:file:_files'",
-        };
-        let _ = writeln!(cases, "                {rest} ;;");
+    let mut text = String::from_utf8_lossy(&page).into_owned();
+    text += ".SH ENVIRONMENT\n";
+    for line in ENVIRONMENT {
+        let _ = writeln!(text, "{}\n.br", roff(line.trim_start()));
     }
-    format!(
-        "#compdef genesys-attributes\n\
-         _genesys_attributes() {{\n    \
-             local -a commands\n    \
-             commands=(\n{commands}    )\n    \
-             if (( CURRENT == 2 )); then\n        \
-                 _describe command commands\n        \
-                 return\n    \
-             fi\n    \
-             local command=$words[2]\n    \
-             words=(\"${{words[@]:1}}\")\n    \
-             (( CURRENT-- ))\n    \
-             case $command in\n{cases}    esac\n\
-         }}\n\
-         if [ \"$funcstack[1]\" = _genesys_attributes ]; then\n    \
-             _genesys_attributes \"$@\"\n\
-         else\n    \
-             compdef _genesys_attributes genesys-attributes\n\
-         fi\n"
-    )
+    text += ".SH EXIT STATUS\n";
+    for exit in &EXITS {
+        let _ = writeln!(text, ".TP\n.B {}\n{}", exit.status, roff(exit.meaning));
+    }
+    text
 }
 
-fn fish() -> String {
-    let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "\\'");
-    let mut out = String::from("# fish completion of genesys-attributes\n");
-    for spec in COMMANDS {
-        let _ = writeln!(
-            out,
-            "complete -c genesys-attributes -n __fish_use_subcommand -f -a {} -d '{}'",
-            spec.name,
-            quoted(spec.summary)
-        );
-        for option in spec.options() {
-            let short = option
-                .short
-                .map_or_else(String::new, |c| format!(" -s {c}"));
-            let value = match option.value {
-                None => "",
-                Some("FILE") => " -r -F",
-                Some(_) => " -x",
-            };
-            let _ = writeln!(
-                out,
-                "complete -c genesys-attributes -n '__fish_seen_subcommand_from {}' -l {}{short}{value} -d '{}'",
-                spec.name,
-                option.long,
-                quoted(option.help)
-            );
-        }
+/// Text that roff takes as it is.
+fn roff(text: &str) -> String {
+    let text = text.replace('\\', "\\e").replace('-', "\\-");
+    match text.starts_with(['.', '\'']) {
+        true => format!("\\&{text}"),
+        false => text,
     }
-    out + "complete -c genesys-attributes -n '__fish_seen_subcommand_from completions' -f -a 'bash zsh fish'\n"
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::{ArgAction, ValueEnum};
+
     use super::*;
 
+    fn commands() -> Vec<Command> {
+        let mut program = program();
+        program.build();
+        program.get_subcommands().cloned().collect()
+    }
+
     #[test]
-    fn help_fits_80_columns_and_has_every_option() {
-        for spec in COMMANDS {
-            let text = of(spec);
-            for line in text.lines() {
-                assert!(line.chars().count() <= WIDTH, "{}: {line}", spec.name);
+    fn help_of_each_command_fits_a_screen_and_names_every_option() {
+        for mut command in commands() {
+            let text = command.render_help().to_string();
+            let name = command.get_name();
+            let lines: Vec<&str> = text.lines().collect();
+            assert!(
+                lines.len() <= 40,
+                "{name} has {} lines:\n{text}",
+                lines.len()
+            );
+            for line in &lines {
+                assert!(line.chars().count() <= 80, "{name}: {line}");
             }
-            for option in spec.options() {
-                assert!(text.contains(&format!("--{}", option.long)));
+            assert_eq!(
+                lines.iter().filter(|line| line.starts_with("$ ")).count(),
+                2,
+                "{name}"
+            );
+            assert!(text.contains("Exit status: 0 "), "{name}");
+            let most = ["help", "version"];
+            for long in command.get_opts().filter_map(Arg::get_long) {
+                assert!(
+                    most.contains(&long) || text.contains(&format!("--{long}")),
+                    "{name} {long}"
+                );
+            }
+            for exit in exits_of(name) {
+                assert!(text.contains(exit.status), "{name} {}", exit.status);
             }
         }
-        for line in overview().lines() {
-            assert!(line.chars().count() <= 82, "{line}");
+        let overview = program().render_help().to_string();
+        for line in overview.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+        for title in SHARED {
+            assert!(overview.contains(&format!("\n{title}:\n  -")), "{overview}");
         }
     }
 
     #[test]
     fn completions_and_man_page_have_every_option_and_status() {
         let man = man();
-        for shell in ["bash", "zsh", "fish"] {
-            let text = completions(shell).unwrap();
-            for spec in COMMANDS {
-                assert!(text.contains(spec.name), "{shell}: {}", spec.name);
-                for option in spec.options() {
-                    assert!(text.contains(option.long), "{shell}: {}", option.long);
-                    assert!(man.contains(&option.long.replace('-', "\\-")));
+        for exit in &EXITS {
+            assert!(man.contains(&format!(".B {}\n", exit.status)));
+        }
+        for shell in Shell::value_variants() {
+            let text = completions(*shell);
+            for command in commands() {
+                assert!(
+                    text.contains(command.get_name()),
+                    "{shell}: {}",
+                    command.get_name()
+                );
+                for long in command.get_opts().filter_map(Arg::get_long) {
+                    assert!(text.contains(long), "{shell}: {long}");
+                    assert!(man.contains(&long.replace('-', "\\-")), "{long}");
                 }
             }
         }
-        for (status, _) in EXITS {
-            assert!(man.contains(&format!(".B {status}\n")));
+    }
+
+    #[test]
+    fn zsh_offers_again_what_may_be_repeated_and_nothing_else() {
+        let text = completions(Shell::Zsh);
+        for option in commands().iter().flat_map(Command::get_opts) {
+            let long = option.get_long().unwrap_or_default();
+            let repeated = matches!(option.get_action(), ArgAction::Append);
+            assert_eq!(text.contains(&format!("*--{long}=")), repeated, "{long}");
+            let help = option
+                .get_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert_eq!(help.contains("may be repeated"), repeated, "{long}");
         }
     }
 }

@@ -25,8 +25,8 @@ mod source;
 mod split;
 mod status;
 mod summary;
-mod table;
 mod ticks;
+mod words;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -34,9 +34,9 @@ use std::process::ExitCode;
 use genesys_attributes::{Error, ErrorKind};
 use serde::Serialize;
 
-use options::{Command, Mode, Options};
+use options::{Command, Options};
 
-/// The exit status; `table::EXITS` says what each means.
+/// The exit status; `help::EXITS` says what each means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     Done,
@@ -130,18 +130,15 @@ type Run = Result<Exit, Failure>;
 pub(crate) fn run(options: &Options) -> Run {
     match &options.command {
         Command::Update(change) => commands::update(options, change),
-        Command::Get {
-            target,
-            target_given,
-        } => commands::get(options, target, *target_given),
-        Command::Batch(batch) => match batch.mode {
-            Mode::Run => batch::run(options, batch),
-            Mode::DryRun | Mode::Diff => rehearsal::rehearse(options, batch),
-        },
+        Command::Get(asked) => commands::get(options, asked),
+        Command::Batch(batch) if batch.dry_run || batch.diff => rehearsal::rehearse(options, batch),
+        Command::Batch(batch) => batch::run(options, batch),
         Command::Forward(asked) => forward::run(options, asked),
-        Command::Validate(input) => commands::validate(options, input),
-        Command::Status { results, input } => status::status(results, input.as_ref(), options.json),
-        Command::Check => commands::check(options),
+        Command::Validate(asked) => commands::validate(options, &asked.input),
+        Command::Status(asked) => status::status(asked, options.json),
+        Command::Check(_) => commands::check(options),
+        Command::Completions { shell } => print(&help::completions(*shell)),
+        Command::Man => print(&help::man()),
     }
 }
 

@@ -1,83 +1,344 @@
-//! What a command line asks for, in types.
+//! Every command and option, once. The parser, the help, the completions and the man page are
+//! made from these types. The first paragraph of a comment is the help, the rest is for the man
+//! page.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use genesys_attributes::{Target, Update};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
+use clap_complete::Shell;
 
-/// What a command line asks for.
-pub(crate) enum Parsed {
-    /// Text to print.
-    Text(String),
-    Run(Box<Options>),
+use super::words;
+
+/// Headings that each command's help lists in one line, since all commands share them.
+pub(crate) const SHARED: [&str; 3] = [SETTINGS, AUDIT, OUTPUT];
+
+const AUDIT: &str = "Audit";
+const CHANGE: &str = "Change";
+const DELIVERY: &str = "Delivery";
+const INPUT: &str = "Input";
+const OUTPUT: &str = "Output";
+const RESULTS: &str = "Results";
+const RUN: &str = "Run";
+const SETTINGS: &str = "Settings";
+const TARGET: &str = "Target";
+
+/// Changes attributes on Genesys Cloud conversations safely.
+#[derive(Parser)]
+#[command(name = "genesys-attributes", version, propagate_version = true)]
+#[command(disable_help_flag = true, disable_version_flag = true)]
+#[command(
+    disable_help_subcommand = true,
+    override_usage = "genesys-attributes COMMAND [OPTIONS]"
+)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[arg(skip)]
+    pub(crate) client: ClientOptions,
+    /// Print results as JSON, and messages as JSON lines
+    ///
+    /// Each line on standard error then has `level`, `type` and `message`, the `causes` of an
+    /// error, and the fields of its type.
+    #[arg(long, global = true, help_heading = OUTPUT)]
+    pub(crate) json: bool,
+    /// Print only errors on standard error
+    #[arg(short, long, global = true, help_heading = OUTPUT)]
+    pub(crate) quiet: bool,
+    /// Log each request
+    #[arg(short, long, global = true, help_heading = OUTPUT)]
+    pub(crate) verbose: bool,
+    /// Print this help
+    #[arg(short, long, global = true, help_heading = OUTPUT, action = ArgAction::HelpShort)]
+    help: Option<bool>,
+    /// Print the version
+    #[arg(short = 'V', long, global = true, help_heading = OUTPUT, action = ArgAction::Version)]
+    version: Option<bool>,
 }
 
-pub(crate) struct Options {
-    pub(crate) command: Command,
-    pub(crate) client: ClientOptions,
-    pub(crate) json: bool,
-    pub(crate) quiet: bool,
-    pub(crate) verbose: bool,
+impl Options {
+    /// Collects the options of the command that make the client.
+    pub(crate) fn with_client(mut self) -> Options {
+        let (source, guards, checks) = match &self.command {
+            Command::Update(change) => (Some(&change.source), Some(&change.guards), None),
+            Command::Get(asked) => (Some(&asked.source), None, None),
+            Command::Batch(batch) => (Some(&batch.source), Some(&batch.guards), None),
+            Command::Validate(asked) => (None, None, Some(&asked.checks)),
+            Command::Forward(asked) => (Some(&asked.source), None, None),
+            Command::Check(source) => (Some(source), None, None),
+            Command::Status(_) | Command::Completions { .. } | Command::Man => (None, None, None),
+        };
+        let checks = guards.map(|guards| &guards.checks).or(checks).cloned();
+        self.client = ClientOptions {
+            source: source.cloned().unwrap_or_default(),
+            guards: guards.cloned().unwrap_or_default(),
+            checks: checks.unwrap_or_default(),
+        };
+        self
+    }
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Set or remove attributes of one conversation
+    ///
+    /// KEY=TEXT sets text; KEY:=JSON sets a number, true or false. KEY=@FILE and KEY:=@FILE take
+    /// the value from a file and KEY=@- from standard input, without the line end at its end:
+    /// other users of the machine can see the words of a command. Text that begins with @ is
+    /// written as KEY:='"@..."'.
+    #[command(
+        override_usage = "genesys-attributes update CONVERSATION TARGET KEY=TEXT KEY:=JSON ...",
+        after_help = "genesys-attributes update ID --participant customer tier=premium score:=85\n\
+                      genesys-attributes update ID --secure iban=@iban.txt --audit audit.jsonl"
+    )]
+    Update(Box<Change>),
+    /// Print the attributes and the version as JSON
+    #[command(
+        override_usage = "genesys-attributes get CONVERSATION TARGET [OPTIONS]",
+        after_help = "genesys-attributes get ID --participant customer\n\
+                      genesys-attributes get ID --custom crm-1 --settings client.json"
+    )]
+    Get(Box<Get>),
+    /// Run many updates: JSON lines or CSV in, JSON lines out
+    ///
+    /// Updates of one conversation run in the order of the input. The first SIGINT, SIGTERM or
+    /// SIGHUP lets the requests in flight end; a second one stops at once. With --results, the
+    /// same command with --resume continues later.
+    #[command(
+        override_usage = "genesys-attributes batch [FILE or -] [OPTIONS]",
+        after_help = "genesys-attributes batch updates.jsonl --results done.jsonl --resume\n\
+                      genesys-attributes batch --csv rows.csv --participant customer --dry-run"
+    )]
+    Batch(Box<Batch>),
+    /// Print the lines of an input that would be refused
+    #[command(
+        override_usage = "genesys-attributes validate [FILE or -] [OPTIONS]",
+        after_help = "genesys-attributes validate updates.jsonl\n\
+                      genesys-attributes validate --csv rows.csv --schema-file schema.json"
+    )]
+    Validate(Box<Validate>),
+    /// Count the outcomes of a batch, also while it runs
+    ///
+    /// Also counts what a resume would run. With the input of the batch as FILE, the lines
+    /// without any outcome are counted too.
+    #[command(
+        override_usage = "genesys-attributes status RESULTS [FILE] [OPTIONS]",
+        after_help = "genesys-attributes status done.jsonl\n\
+                      genesys-attributes status done.jsonl updates.jsonl --json"
+    )]
+    Status(Box<Status>),
+    /// Send the changes in an audit file to a webhook or a queue
+    ///
+    /// Reads the audit file from where the last run ended, and delivers an event for every change
+    /// that was applied, in order and at least once. The audit file must have been written with
+    /// --audit-values. The summary, with --json too, goes to standard error. The first SIGINT,
+    /// SIGTERM or SIGHUP ends it after the delivery under way: with --follow that is success.
+    #[command(
+        override_usage = "genesys-attributes forward AUDIT-FILE [OPTIONS]",
+        after_help = "genesys-attributes forward audit.jsonl --url https://crm.example/hook --follow\n\
+                      genesys-attributes forward audit.jsonl --stdout | kcat -P -t attributes"
+    )]
+    Forward(Box<Forward>),
+    /// Log in, and print whose credentials they are
+    #[command(
+        override_usage = "genesys-attributes check [OPTIONS]",
+        after_help = "genesys-attributes check\n\
+                      genesys-attributes check --credentials client.env --json"
+    )]
+    Check(Source),
+    /// Print the completions for a shell
+    ///
+    /// To be sourced, or put where the shell looks for them.
+    #[command(
+        override_usage = "genesys-attributes completions SHELL",
+        after_help = "genesys-attributes completions bash >genesys-attributes\n\
+                      genesys-attributes completions zsh >_genesys-attributes"
+    )]
+    Completions {
+        #[arg(value_name = "SHELL", help_heading = INPUT, help = "The shell")]
+        shell: Shell,
+    },
+    /// Print the man page
+    #[command(
+        override_usage = "genesys-attributes man",
+        after_help = "genesys-attributes man | man -l -\n\
+                      genesys-attributes man >genesys-attributes.1"
+    )]
+    Man,
 }
 
 /// What the client is made from.
 #[derive(Default)]
 pub(crate) struct ClientOptions {
+    pub(crate) source: Source,
+    pub(crate) guards: Guards,
+    pub(crate) checks: Checks,
+}
+
+/// Where region, credentials and settings come from.
+#[derive(Args, Clone, Default)]
+pub(crate) struct Source {
+    /// Take the variables from FILE, not the environment
+    ///
+    /// The file has NAME=VALUE lines; - is standard input.
+    #[arg(long, value_name = "FILE", help_heading = SETTINGS)]
     pub(crate) credentials: Option<PathBuf>,
+    /// Take the settings of the client from FILE, as JSON
+    ///
+    /// - is standard input.
+    #[arg(long, value_name = "FILE", help_heading = SETTINGS, conflicts_with = "credentials")]
     pub(crate) settings: Option<PathBuf>,
+    /// API requests a minute (300); 0 for no limit
+    #[arg(long, value_name = "PER_MINUTE", help_heading = SETTINGS)]
+    #[arg(value_parser = words::number::<u32>(0, 1_000_000))]
     pub(crate) rate: Option<u32>,
-    pub(crate) audit: Option<PathBuf>,
-    pub(crate) audit_strict: bool,
-    pub(crate) audit_values: bool,
-    pub(crate) refuse_ended: bool,
+}
+
+/// What the caller checks beside the platform.
+#[derive(Args, Clone, Default)]
+pub(crate) struct Checks {
+    /// Check keys and values by the schema in FILE
+    ///
+    /// The schema is JSON. It is checked beside the platform's limits and a schema of the
+    /// settings, before anything is sent.
+    #[arg(long, value_name = "FILE", help_heading = RUN)]
     pub(crate) schema_file: Option<PathBuf>,
 }
 
-pub(crate) enum Command {
-    Forward(Box<Forward>),
-    Update(Box<Change>),
-    Get {
-        target: Target,
-        target_given: bool,
-    },
-    Batch(Box<Batch>),
-    Validate(Input),
-    Status {
-        results: PathBuf,
-        input: Option<Input>,
-    },
-    Check,
-}
-
-/// One update, whose values may still have to be read from files.
-pub(crate) struct Change {
-    pub(crate) update: Update,
-    pub(crate) assignments: Vec<Assignment>,
-    /// Whether an option named the target.
-    pub(crate) target_given: bool,
-    pub(crate) dry_run: bool,
+/// What guards and records the writes.
+#[derive(Args, Clone, Default)]
+pub(crate) struct Guards {
+    #[command(flatten)]
+    pub(crate) checks: Checks,
+    /// Refuse a conversation that has ended
+    ///
+    /// Without it, a read that finds the conversation ended is a warning.
+    #[arg(long, help_heading = RUN)]
+    pub(crate) refuse_ended: bool,
+    /// After a write, read until the values are there
+    #[arg(long, help_heading = RUN)]
     pub(crate) verify: bool,
+    /// Append audit records to FILE, as JSON lines
+    #[arg(long, value_name = "FILE", help_heading = AUDIT)]
+    pub(crate) audit: Option<PathBuf>,
+    /// Write nothing whose audit record can't be written
+    #[arg(long, requires = "audit", help_heading = AUDIT)]
+    pub(crate) audit_strict: bool,
+    /// Record the values too, except secure ones
+    #[arg(long, requires = "audit", help_heading = AUDIT)]
+    pub(crate) audit_values: bool,
 }
 
-pub(crate) struct Assignment {
-    pub(crate) key: String,
-    pub(crate) is_json: bool,
-    pub(crate) value: Given,
+/// Which of a conversation's stores is addressed.
+#[derive(Args, Clone, Default)]
+#[group(multiple = false)]
+pub(crate) struct Which {
+    /// A participant: customer, purpose:NAME or an id
+    #[arg(long, value_name = "WHO", help_heading = TARGET, value_parser = words::who)]
+    pub(crate) participant: Option<String>,
+    /// The secure attributes
+    #[arg(long, help_heading = TARGET)]
+    pub(crate) secure: bool,
+    /// A record of custom attributes
+    #[arg(long, value_name = "RECORD", help_heading = TARGET)]
+    pub(crate) custom: Option<String>,
+    /// The conversation itself; not in today's public API
+    ///
+    /// Uses the conversation-level endpoint, which the platform does not offer to its public
+    /// clients.
+    #[arg(long, help_heading = TARGET)]
+    pub(crate) conversation: bool,
 }
 
-/// Where a value comes from.
-pub(crate) enum Given {
-    Text(String),
-    File(PathBuf),
-    StandardInput,
+/// A conversation and which of its stores.
+#[derive(Args)]
+pub(crate) struct Address {
+    #[arg(value_name = "CONVERSATION", hide_short_help = true, value_parser = words::conversation)]
+    #[arg(help = "The conversation's id")]
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) which: Which,
+}
+
+/// One update.
+#[derive(Args)]
+pub(crate) struct Change {
+    #[command(flatten)]
+    pub(crate) address: Address,
+    /// With --custom: create an absent record with it
+    #[arg(long, value_name = "ID", help_heading = TARGET)]
+    pub(crate) schema: Option<String>,
+    #[arg(
+        value_name = "KEY=TEXT",
+        hide_short_help = true,
+        help = "The attributes to set"
+    )]
+    pub(crate) words: Vec<OsString>,
+    /// Remove a key (secure attributes); may be repeated
+    #[arg(long, value_name = "KEY", help_heading = CHANGE)]
+    pub(crate) remove: Vec<String>,
+    /// Write only on this version
+    #[arg(long, value_name = "V", help_heading = CHANGE)]
+    pub(crate) if_version: Option<String>,
+    /// Read first; write only if a value differs
+    #[arg(long, help_heading = CHANGE)]
+    pub(crate) skip_unchanged: bool,
+    /// With --secure: write without a read and a lock
+    #[arg(long, help_heading = CHANGE)]
+    pub(crate) unlocked: bool,
+    /// Read, print what would change, write nothing
+    #[arg(long, help_heading = RUN)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) guards: Guards,
+    #[command(flatten)]
+    pub(crate) source: Source,
+}
+
+#[derive(Args)]
+pub(crate) struct Get {
+    #[command(flatten)]
+    pub(crate) address: Address,
+    #[command(flatten)]
+    pub(crate) source: Source,
+}
+
+/// How the lines of an input are written.
+#[derive(Args, Clone, Default)]
+pub(crate) struct Format {
+    /// The input is CSV with a header row
+    ///
+    /// Its columns are conversationId and, where wanted, participant, target, record, schema,
+    /// ifVersion, skipUnchanged and unlocked; every other column is an attribute of text, or of
+    /// JSON where its header ends in ':'. An empty cell sets nothing. attr:NAME is the attribute
+    /// NAME, even if NAME is a column above.
+    #[arg(long, help_heading = INPUT)]
+    pub(crate) csv: bool,
+    /// CSV with CHAR or tab between its cells [--csv: ,]
+    #[arg(long, value_name = "CHAR", help_heading = INPUT, value_parser = words::delimiter)]
+    pub(crate) delimiter: Option<u8>,
+}
+
+impl Format {
+    /// The character between the cells of a CSV; `None` is JSON lines.
+    pub(crate) fn delimiter(&self) -> Option<u8> {
+        self.delimiter.or(self.csv.then_some(b','))
+    }
 }
 
 /// Where updates come from.
-#[derive(Clone)]
+#[derive(Args, Clone, Default)]
 pub(crate) struct Input {
-    /// `None` is standard input.
+    /// The input; `None` is standard input.
+    #[arg(value_name = "FILE", hide_short_help = true)]
+    #[arg(help = "The input; - or none for standard input")]
     pub(crate) file: Option<PathBuf>,
-    /// The character between the cells of a CSV; `None` is JSON lines.
-    pub(crate) delimiter: Option<u8>,
+    #[command(flatten)]
+    pub(crate) format: Format,
+    /// Take only part I of N of the conversations
+    ///
+    /// Part I has the lines whose conversation id has an FNV-1a hash (64 bits) of I-1 modulo N.
+    #[arg(long, value_name = "I/N", help_heading = INPUT, value_parser = shard)]
     pub(crate) shard: Option<Shard>,
 }
 
@@ -94,44 +355,147 @@ impl std::fmt::Display for Shard {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Run,
-    /// Checks and counts; no network.
-    DryRun,
-    /// Reads, and shows what would change.
-    Diff,
+/// Part I of N.
+fn shard(text: &str) -> Result<Shard, String> {
+    text.split_once('/')
+        .and_then(|(index, count)| Some((index.parse::<u64>().ok()?, count.parse::<u64>().ok()?)))
+        .filter(|(index, count)| (1..=*count).contains(index) && *count <= 1_000_000)
+        .map(|(index, count)| Shard {
+            index: index - 1,
+            count,
+        })
+        .ok_or_else(|| "takes I/N, such as 2/4: part 2 of 4".into())
 }
 
+#[derive(Args)]
 pub(crate) struct Batch {
+    #[command(flatten)]
     pub(crate) input: Input,
+    /// Write outcomes to FILE, not standard output
+    #[arg(long, value_name = "FILE", help_heading = RESULTS)]
     pub(crate) results: Option<PathBuf>,
+    /// Run the lines without a final outcome in FILE
+    #[arg(long, requires = "results", help_heading = RESULTS)]
     pub(crate) resume: bool,
+    /// With --resume: run failed lines again too
+    ///
+    /// Those that failed for good; they may have been corrected in the input.
+    #[arg(long, requires = "resume", help_heading = RESULTS)]
     pub(crate) retry_failed: bool,
+    /// Write failed and skipped input lines to FILE
+    ///
+    /// FILE can be the input of a next run. The later lines of their conversations follow, so
+    /// that a next run puts no older value over a newer one.
+    #[arg(long, value_name = "FILE", help_heading = RESULTS)]
     pub(crate) failed: Option<PathBuf>,
+    /// Write metrics to FILE (Prometheus) every 15 s
+    #[arg(long, value_name = "FILE", help_heading = RESULTS)]
     pub(crate) metrics: Option<PathBuf>,
+    /// End with status 0 although lines failed
+    #[arg(long, help_heading = RESULTS)]
     pub(crate) exit_zero: bool,
+    /// Updates at the same time
+    #[arg(long, value_name = "N", default_value_t = 8, help_heading = RUN)]
+    #[arg(value_parser = words::number::<usize>(1, 1_024))]
     pub(crate) workers: usize,
+    /// Stop after N failed lines
+    #[arg(long, value_name = "N", help_heading = RUN)]
+    #[arg(value_parser = words::number::<u64>(1, u64::MAX))]
     pub(crate) stop_after: Option<u64>,
+    /// Stop when an outage lasts longer
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, help_heading = RUN)]
+    #[arg(value_parser = words::number::<u64>(0, 31_536_000))]
     pub(crate) max_outage: u64,
-    pub(crate) mode: Mode,
-    pub(crate) verify: bool,
+    /// Check and count; send and write nothing
+    #[arg(long, help_heading = RUN)]
+    pub(crate) dry_run: bool,
+    /// Read, print what would change, write nothing
+    #[arg(long, conflicts_with = "dry_run", help_heading = RUN)]
+    pub(crate) diff: bool,
+    #[command(flatten)]
+    pub(crate) guards: Guards,
+    #[command(flatten)]
+    pub(crate) source: Source,
+}
+
+#[derive(Args)]
+pub(crate) struct Validate {
+    #[command(flatten)]
+    pub(crate) input: Input,
+    #[command(flatten)]
+    pub(crate) checks: Checks,
+}
+
+#[derive(Args)]
+pub(crate) struct Status {
+    #[arg(
+        value_name = "RESULTS",
+        hide_short_help = true,
+        help = "The results file of a batch"
+    )]
+    pub(crate) results: PathBuf,
+    #[arg(
+        value_name = "FILE",
+        hide_short_help = true,
+        help = "The input of that batch"
+    )]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) format: Format,
 }
 
 /// What `forward` is asked for.
-#[derive(Default)]
+#[derive(Args)]
+#[command(group = ArgGroup::new("receiver").args(["url", "stdout"]).required(true))]
 pub(crate) struct Forward {
+    #[arg(
+        value_name = "AUDIT-FILE",
+        hide_short_help = true,
+        help = "The audit file"
+    )]
     pub(crate) log: PathBuf,
-    /// `None` is standard output.
+    /// POST each event there: https, or http on loopback
+    #[arg(long, value_name = "URL", help_heading = DELIVERY)]
     pub(crate) url: Option<String>,
+    /// Print each event as a line of JSON
+    #[arg(long, help_heading = DELIVERY)]
+    pub(crate) stdout: bool,
+    /// Sign with the secrets in FILE; may be repeated
+    ///
+    /// A secret is whsec_..., one a line.
+    #[arg(long = "secret-file", value_name = "FILE", conflicts_with = "stdout")]
+    #[arg(help_heading = DELIVERY)]
     pub(crate) secret_files: Vec<PathBuf>,
-    /// Names, and the files of their values.
+    /// Send a header field; may be repeated
+    ///
+    /// FILE holds its value: other users of the machine can see the words of a command.
+    #[arg(long = "header", value_name = "NAME=@FILE", conflicts_with = "stdout")]
+    #[arg(help_heading = DELIVERY, value_parser = words::header)]
     pub(crate) headers: Vec<(String, PathBuf)>,
+    /// Where to continue [default: AUDIT-FILE.cursor]
+    #[arg(long, value_name = "FILE", help_heading = DELIVERY)]
     pub(crate) cursor: Option<PathBuf>,
+    /// Append what the receiver refuses for good to FILE
+    #[arg(long, value_name = "FILE", help_heading = DELIVERY)]
     pub(crate) dead_letters: Option<PathBuf>,
+    /// Give an event up after N attempts [default: never]
+    #[arg(long, value_name = "N", help_heading = DELIVERY)]
+    #[arg(value_parser = words::number::<u32>(1, u64::from(u32::MAX)))]
     pub(crate) max_attempts: Option<u32>,
+    /// Wait for more events, until a signal comes
+    #[arg(long, help_heading = DELIVERY)]
     pub(crate) follow: bool,
+    /// Read what became of writes whose program died
+    #[arg(long, help_heading = DELIVERY)]
     pub(crate) settle: bool,
+    /// Deliver secure values too
+    ///
+    /// Where the audit file holds them.
+    #[arg(long, help_heading = DELIVERY)]
     pub(crate) secure_values: bool,
+    /// Write metrics to FILE (Prometheus) every 15 s
+    #[arg(long, value_name = "FILE", help_heading = DELIVERY)]
     pub(crate) metrics: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) source: Source,
 }

@@ -83,7 +83,7 @@ impl Lines {
                 digest: Digest::new(),
             },
         };
-        if let Some(delimiter) = input.delimiter {
+        if let Some(delimiter) = input.format.delimiter() {
             // Some spreadsheets begin a file with a line that names the separator.
             let named = [b"sep=", &[delimiter][..]].concat();
             let piece = loop {

@@ -1,11 +1,15 @@
 use std::io::{BufReader, Cursor};
 
+use super::super::options::Format;
 use super::*;
 
 fn input(delimiter: Option<u8>, shard: Option<Shard>) -> Input {
     Input {
         file: None,
-        delimiter,
+        format: Format {
+            csv: false,
+            delimiter,
+        },
         shard,
     }
 }

@@ -7,7 +7,7 @@ use super::batch::{config, earlier, print_line};
 use super::client::schema;
 use super::commands::refusals;
 use super::diff::{Diff, diff};
-use super::options::{Batch, Mode, Options};
+use super::options::{Batch, Options};
 use super::records::Lines;
 use super::source::Opened;
 use super::summary::many;
@@ -20,7 +20,7 @@ pub(crate) fn rehearse(options: &Options, batch: &Batch) -> Run {
     let (_, past) = earlier(&mut opened, batch, false).map_err(Failure::usage)?;
     let lines = opened.lines().map_err(Failure::usage)?;
     let wanted = |line| past.wants(line, batch.retry_failed);
-    if batch.mode == Mode::Diff {
+    if batch.diff {
         return show_diffs(&config.reader()?, options.json, lines, wanted);
     }
     let (valid, refused) = refusals(lines, schema(&options.client)?.as_ref(), wanted)?;

@@ -48,7 +48,7 @@ impl<'a> Opened<'a> {
         if start.is_some() {
             opened.lines()?;
         } else if opened.file.is_terminal() {
-            let format = match input.delimiter {
+            let format = match input.format.delimiter() {
                 Some(_) => "a CSV, its header row first,",
                 None => "JSON lines, one update each,",
             };
@@ -97,7 +97,7 @@ impl<'a> Opened<'a> {
         // A file gives as much at once as there is. Of a pipe only what is there is looked at:
         // more may be long in coming.
         let whole = self.start.is_some() && start.len() < BUFFER;
-        sniff::check(start, whole, self.input.delimiter).map_err(unusable)?;
+        sniff::check(start, whole, self.input.format.delimiter()).map_err(unusable)?;
         let watched = self.start.map(|_| (self.file.clone(), self.size));
         Lines::new(Box::new(source), self.input, watched).map_err(unusable)
     }

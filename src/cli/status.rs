@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::files::Files;
-use super::options::{Input, Shard};
+use super::options::{Input, Shard, Status};
 use super::past::{Past, Recorded};
 use super::results::{Results, each_outcome};
 use super::source::Opened;
@@ -90,7 +90,14 @@ impl Tally {
     }
 }
 
-pub(crate) fn status(results: &Path, input: Option<&Input>, as_json: bool) -> Run {
+pub(crate) fn status(asked: &Status, as_json: bool) -> Run {
+    let results = asked.results.as_path();
+    let input = asked.file.as_ref().map(|file| Input {
+        file: Some(file.clone()).filter(|file| file.as_os_str() != "-"),
+        format: asked.format.clone(),
+        shard: None,
+    });
+    let input = input.as_ref();
     Files::default()
         .read("the results file", Some(results))
         .and_then(|files| files.read("the input", input.and_then(|input| input.file.as_deref())))

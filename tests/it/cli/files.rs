@@ -374,7 +374,14 @@ fn lost_audit_records_have_an_exit_status_and_strict_writes_nothing() {
         "{}",
         ended.err
     );
-    let ended = run(program(&server).args(["update", "u", "k=v", "--audit", "/dev/full"]));
+    let ended = run(program(&server).args([
+        "update",
+        "u",
+        "--conversation",
+        "k=v",
+        "--audit",
+        "/dev/full",
+    ]));
     assert_eq!(ended.code, 7, "{}", ended.err);
     let writes = |store: &Store| -> usize {
         let ids = store.ids();
@@ -410,7 +417,7 @@ fn audit_values_are_recorded_only_where_they_are_asked_for() {
         assert_eq!(text.contains("visible-value"), recorded);
         std::fs::remove_file(&audit).unwrap();
     }
-    let ended = run(bare().args(["update", "a", "k=v", "--audit-strict"]));
+    let ended = run(bare().args(["update", "a", "--secure", "k=v", "--audit-strict"]));
     assert_eq!(ended.code, 2);
     assert!(ended.err.contains("--audit FILE"), "{}", ended.err);
 }

@@ -10,10 +10,15 @@ fn argument_errors_name_names_and_never_values() {
     let option = format!("--{VALUE}=1");
     let flagged = format!("--secure={VALUE}");
     for args in [
-        &["update", "c", VALUE][..],
-        &["update", "c", &pair],
-        &["update", "c", &format!("iban:={VALUE}")],
-        &["update", "c", &format!("iban=@/nonexistent/{VALUE}")],
+        &["update", "c", "--secure", VALUE][..],
+        &["update", "c", "--secure", &pair],
+        &["update", "c", "--secure", &format!("iban:={VALUE}")],
+        &[
+            "update",
+            "c",
+            "--secure",
+            &format!("iban=@/nonexistent/{VALUE}"),
+        ],
         &[VALUE, "c"],
         &[&option],
         &["update", "c", "k=v", &flagged],
@@ -102,28 +107,23 @@ fn value_comes_from_a_file_or_from_standard_input() {
             json!({ "a": "from a file", "b": 85, "c": "from input", "d": "@literal" })
         );
     });
-    let two = run(bare().args(["update", "c", "a=@-", "b=@-"]));
+    let two = run(bare().args(["update", "c", "--secure", "a=@-", "b=@-"]));
     assert_eq!(two.code, 2);
-    let both = run(bare().args(["update", "c", "a=@-", "--credentials", "-"]));
+    let both = run(bare().args(["update", "c", "--secure", "a=@-", "--credentials", "-"]));
     assert_eq!(both.code, 2);
 }
 
 #[test]
-fn target_that_is_not_named_is_said() {
+fn command_without_a_target_lists_the_four_and_sends_nothing() {
     let (_, server) = plain();
     for args in [&["update", "c-7", "k=v"][..], &["get", "c-7"]] {
         let ended = run(program(&server).args(args));
-        assert_eq!(ended.code, 0);
-        assert!(
-            ended.err.contains("c-7") && ended.err.contains("--conversation"),
-            "{}",
-            ended.err
-        );
-        for quiet in ["--conversation", "--quiet", "--json"] {
-            let ended = run(program(&server).args(args).arg(quiet));
-            assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{quiet}");
+        assert_eq!((ended.code, ended.out.as_str()), (2, ""));
+        for way in ["--participant", "--secure", "--custom", "--conversation"] {
+            assert!(ended.err.contains(way), "{}", ended.err);
         }
     }
+    assert_eq!(server.requests(), 0);
 }
 
 #[test]
@@ -460,7 +460,7 @@ fn completions_are_shell_that_the_shell_takes() {
         }
     }
     let ended = run(bare().arg("man"));
-    assert!(ended.out.starts_with(".TH GENESYS"));
+    assert!(ended.out.contains(".TH genesys-attributes 1"));
 }
 
 #[test]
