@@ -148,7 +148,8 @@ pub use values::attributes::Attributes;
 /// What keys and values may be: the platform's limits, and rules of your own.
 pub mod validate {
     pub use crate::error::{Rule, Violation};
-    pub use crate::values::attributes::{Attributes, ValidationLimits};
+    pub use crate::values::attributes::{Attributes, ValidationLimits, same};
+    pub use crate::values::json::parse;
     pub use crate::values::schema::{Field, Schema};
 }
 

@@ -164,16 +164,8 @@ impl Settings {
     /// [`ErrorKind::Config`], naming the field that is unknown or wrong, or the place where the
     /// text is no JSON. It never holds the value of a field outside of `schema`.
     pub fn from_json(text: &str) -> Result<Settings> {
-        let value: Value = serde_json::from_str(text).map_err(|error| {
-            Error::new(
-                ErrorKind::Config,
-                format!(
-                    "the settings are not JSON (line {}, column {})",
-                    error.line(),
-                    error.column()
-                ),
-            )
-        })?;
+        let value = crate::values::json::value(text)
+            .map_err(|wrong| Error::new(ErrorKind::Config, format!("the settings: {wrong}")))?;
         Settings::from_value(value)
     }
 
@@ -264,7 +256,7 @@ impl Settings {
             retry,
             timeouts,
             limits,
-            schema: all.take("schema").map(Schema::from_value).transpose()?,
+            schema: schema_of(all.take("schema"))?,
             audit,
             metadata_source: all.text("metadataSource")?,
             ended_conversations,
@@ -440,6 +432,16 @@ impl Settings {
             None => builder,
         })
     }
+}
+
+fn schema_of(value: Option<Value>) -> Result<Option<Schema>> {
+    let Some(value) = value else {
+        return Ok(None);
+    };
+    let schema: Schema =
+        crate::values::json::of_value(value).map_err(|wrong| Error::config("schema", wrong))?;
+    schema.checked()?;
+    Ok(Some(schema))
 }
 
 /// Shows neither secrets nor addresses, which may hold a password.

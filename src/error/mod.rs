@@ -1,112 +1,70 @@
 //! What can go wrong, and how a caller distinguishes the cases.
 
+pub(crate) mod names;
 pub(crate) mod secret;
 pub(crate) mod text;
 pub(crate) mod violation;
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::de::{self, Deserialize, Deserializer};
-use serde::ser::{Serialize, SerializeStruct, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::error::names::named_enum;
+use crate::error::text::did_you_mean;
 pub(crate) use crate::error::text::{clip, one_line};
 pub use crate::error::violation::{Rule, Violation};
 
 /// The result of everything that can fail in this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a call failed: the one thing to match on.
-///
-/// The kind is the single source of the names in JSON records, the labels of the metrics and the
-/// status codes of the C interface, so the three never disagree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// The request is wrong and was not sent, or the platform refused it as wrong
-    /// (400, 405, 415, 422, 428). See [`Error::violations`].
-    InvalidInput,
-    /// A setting is missing or wrong; nothing was sent.
-    Config,
-    /// The credentials or the token were refused (401, or `invalid_client` at the token endpoint).
-    Auth,
-    /// The credentials are good but may not do this (403). See [`Error::missing_permissions`].
-    Forbidden,
-    /// The conversation, participant or record does not exist (404, 410).
-    NotFound,
-    /// Somebody else changed the target, and retrying did not settle it (409, 412).
-    Conflict,
-    /// The platform asked to slow down for longer than the retry policy waits (429).
-    /// See [`Error::retry_after`].
-    RateLimited,
-    /// A time limit passed: one of the transport's phases, or 408 from the platform.
-    Timeout,
-    /// No connection could be made; nothing was sent.
-    Connect,
-    /// The connection failed after something may have been sent.
-    Transport,
-    /// The platform failed (5xx).
-    Server,
-    /// The answer does not follow the protocol that the platform documents.
-    Protocol,
-    /// The request body is larger than the platform takes (413, or found before sending).
-    PayloadTooLarge,
-    /// The strict audit mode could not record the intent, so nothing was written.
-    Audit,
-    /// The caller cancelled the work.
-    Cancelled,
-    /// A defect of this library; or a transport, clock or closure of yours panicked during the
-    /// update.
-    Internal,
+named_enum! {
+    /// Why a call failed: the one thing to match on.
+    ///
+    /// The kind is the single source of the names in JSON records, the labels of the metrics and the
+    /// status codes of the C interface, so the three never disagree.
+    pub enum ErrorKind, "kind of error" {
+        /// The request is wrong and was not sent, or the platform refused it as wrong
+        /// (400, 405, 415, 422, 428). See [`Error::violations`].
+        InvalidInput = "invalidInput",
+        /// A setting is missing or wrong; nothing was sent.
+        Config = "config",
+        /// The credentials or the token were refused (401, or `invalid_client` at the token endpoint).
+        Auth = "auth",
+        /// The credentials are good but may not do this (403). See [`Error::missing_permissions`].
+        Forbidden = "forbidden",
+        /// The conversation, participant or record does not exist (404, 410).
+        NotFound = "notFound",
+        /// Somebody else changed the target, and retrying did not settle it (409, 412).
+        Conflict = "conflict",
+        /// The platform asked to slow down for longer than the retry policy waits (429).
+        /// See [`Error::retry_after`].
+        RateLimited = "rateLimited",
+        /// A time limit passed: one of the transport's phases, or 408 from the platform.
+        Timeout = "timeout",
+        /// No connection could be made; nothing was sent.
+        Connect = "connect",
+        /// The connection failed after something may have been sent.
+        Transport = "transport",
+        /// The platform failed (5xx).
+        Server = "server",
+        /// The answer does not follow the protocol that the platform documents.
+        Protocol = "protocol",
+        /// The request body is larger than the platform takes (413, or found before sending).
+        PayloadTooLarge = "payloadTooLarge",
+        /// The strict audit mode could not record the intent, so nothing was written.
+        Audit = "audit",
+        /// The caller cancelled the work.
+        Cancelled = "cancelled",
+        /// A defect of this library; or a transport, clock or closure of yours panicked during the
+        /// update.
+        Internal = "internal",
+    }
 }
 
 impl ErrorKind {
-    /// Every kind, in the order of the C status codes.
-    pub const ALL: &[ErrorKind] = &[
-        ErrorKind::InvalidInput,
-        ErrorKind::Config,
-        ErrorKind::Auth,
-        ErrorKind::Forbidden,
-        ErrorKind::NotFound,
-        ErrorKind::Conflict,
-        ErrorKind::RateLimited,
-        ErrorKind::Timeout,
-        ErrorKind::Connect,
-        ErrorKind::Transport,
-        ErrorKind::Server,
-        ErrorKind::Protocol,
-        ErrorKind::PayloadTooLarge,
-        ErrorKind::Audit,
-        ErrorKind::Cancelled,
-        ErrorKind::Internal,
-    ];
-
-    /// The name used in JSON records and as the `kind` label of the metrics, such as
-    /// `"rateLimited"`.
-    pub fn name(self) -> &'static str {
-        match self {
-            ErrorKind::InvalidInput => "invalidInput",
-            ErrorKind::Config => "config",
-            ErrorKind::Auth => "auth",
-            ErrorKind::Forbidden => "forbidden",
-            ErrorKind::NotFound => "notFound",
-            ErrorKind::Conflict => "conflict",
-            ErrorKind::RateLimited => "rateLimited",
-            ErrorKind::Timeout => "timeout",
-            ErrorKind::Connect => "connect",
-            ErrorKind::Transport => "transport",
-            ErrorKind::Server => "server",
-            ErrorKind::Protocol => "protocol",
-            ErrorKind::PayloadTooLarge => "payloadTooLarge",
-            ErrorKind::Audit => "audit",
-            ErrorKind::Cancelled => "cancelled",
-            ErrorKind::Internal => "internal",
-        }
-    }
-
     /// The status code of the C interface: 1 and up in the order of [`ErrorKind::ALL`], and 255
     /// for [`ErrorKind::Internal`]. 0 means success there.
     pub fn code(self) -> i32 {
@@ -128,40 +86,6 @@ impl ErrorKind {
                 | ErrorKind::Audit
                 | ErrorKind::Cancelled
         )
-    }
-}
-
-impl fmt::Display for ErrorKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl Serialize for ErrorKind {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
-
-impl FromStr for ErrorKind {
-    type Err = Error;
-
-    /// Reads what [`ErrorKind::name`] gives.
-    fn from_str(name: &str) -> Result<ErrorKind> {
-        let known = ErrorKind::ALL.iter().find(|kind| kind.name() == name);
-        known.copied().ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidInput,
-                format!("unknown kind of error {:?}", clip(name, 64)),
-            )
-        })
-    }
-}
-
-impl<'de> Deserialize<'de> for ErrorKind {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let name = std::borrow::Cow::<'_, str>::deserialize(deserializer)?;
-        name.parse().map_err(de::Error::custom)
     }
 }
 
@@ -237,6 +161,15 @@ impl Error {
             during_login: false,
             endpoint_missing: false,
         }))
+    }
+
+    /// A name that is none of those that are known.
+    #[cold]
+    pub(crate) fn unknown(what: &str, name: &str, known: &[&str]) -> Error {
+        let hint = did_you_mean(name, known);
+        let (name, known) = (clip(name, 64), known.join(", "));
+        let message = format!("unknown {what} {name:?}{hint}; known are {known}");
+        Error::new(ErrorKind::InvalidInput, message)
     }
 
     #[cold]
@@ -460,88 +393,74 @@ impl StdError for Error {
     }
 }
 
+/// The `error` object of a batch outcome: what is left out of it is not known, or false.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Record {
+    kind: ErrorKind,
+    message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    http_status: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    code: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    correlation_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retry_after_seconds: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    missing_permissions: Vec<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    may_have_applied: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    during_login: bool,
+    /// Where it is not what the kind usually is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    transient: Option<bool>,
+    #[serde(default)]
+    violations: Vec<Violation>,
+}
+
 /// The `error` object of a batch outcome: `kind`, `message`, `violations`, and where they are
 /// known `httpStatus`, `code`, `correlationId`, `retryAfterSeconds`, `missingPermissions`,
 /// `mayHaveApplied`, `duringLogin`, and `transient` where it is not what its kind usually is.
 impl Serialize for Error {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let inner = &self.0;
-        let mut s = serializer.serialize_struct("Error", 9)?;
-        s.serialize_field("kind", &inner.kind)?;
-        s.serialize_field("message", &self.to_string())?;
-        if let Some(status) = inner.http_status {
-            s.serialize_field("httpStatus", &status)?;
+        let inner = &*self.0;
+        let unusual = inner.transient != inner.kind.usually_passes();
+        Record {
+            kind: inner.kind,
+            message: self.to_string(),
+            http_status: inner.http_status,
+            code: inner.code.clone(),
+            correlation_id: inner.correlation_id.clone(),
+            retry_after_seconds: inner.retry_after.map(|wait| wait.as_secs()),
+            missing_permissions: inner.missing_permissions.clone(),
+            may_have_applied: inner.may_have_applied,
+            during_login: inner.during_login,
+            transient: unusual.then_some(inner.transient),
+            violations: inner.violations.clone(),
         }
-        if let Some(code) = &inner.code {
-            s.serialize_field("code", code)?;
-        }
-        if let Some(id) = &inner.correlation_id {
-            s.serialize_field("correlationId", id)?;
-        }
-        if let Some(wait) = inner.retry_after {
-            s.serialize_field("retryAfterSeconds", &wait.as_secs())?;
-        }
-        if !inner.missing_permissions.is_empty() {
-            s.serialize_field("missingPermissions", &inner.missing_permissions)?;
-        }
-        if inner.may_have_applied {
-            s.serialize_field("mayHaveApplied", &true)?;
-        }
-        if inner.during_login {
-            s.serialize_field("duringLogin", &true)?;
-        }
-        if self.is_transient() != inner.kind.usually_passes() {
-            s.serialize_field("transient", &self.is_transient())?;
-        }
-        s.serialize_field("violations", &inner.violations)?;
-        s.end()
+        .serialize(serializer)
     }
 }
 
 /// Reads what serializing wrote. What that leaves out (the source, the effort) is not there.
 impl<'de> Deserialize<'de> for Error {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        #[derive(serde::Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Fields {
-            kind: ErrorKind,
-            message: String,
-            #[serde(default)]
-            http_status: Option<u16>,
-            #[serde(default)]
-            code: Option<String>,
-            #[serde(default)]
-            correlation_id: Option<String>,
-            #[serde(default)]
-            retry_after_seconds: Option<u64>,
-            #[serde(default)]
-            missing_permissions: Vec<String>,
-            #[serde(default)]
-            may_have_applied: bool,
-            #[serde(default)]
-            during_login: bool,
-            #[serde(default)]
-            transient: Option<bool>,
-            #[serde(default)]
-            violations: Vec<Violation>,
-        }
-        let fields = Fields::deserialize(deserializer)?;
-        let message = fields.message.strip_suffix(MAY_HAVE_APPLIED);
-        let mut error = Error::new(fields.kind, message.unwrap_or(&fields.message))
-            .with_code(fields.code)
-            .with_correlation_id(fields.correlation_id)
-            .with_missing_permissions(fields.missing_permissions)
-            .with_may_have_applied(fields.may_have_applied)
-            .with_retry_after(fields.retry_after_seconds.map(Duration::from_secs));
-        error.0.http_status = fields.http_status;
-        error.0.violations = fields.violations;
-        if fields.during_login {
-            error = error.with_login();
-        }
-        Ok(match fields.transient {
-            Some(transient) => error.with_transient(transient),
-            None => error,
-        })
+        let record = Record::deserialize(deserializer)?;
+        let message = record.message.strip_suffix(MAY_HAVE_APPLIED);
+        let mut error = Error::new(record.kind, message.unwrap_or(&record.message));
+        let inner = &mut *error.0;
+        inner.http_status = record.http_status;
+        inner.code = record.code;
+        inner.correlation_id = record.correlation_id;
+        inner.retry_after = record.retry_after_seconds.map(Duration::from_secs);
+        inner.missing_permissions = record.missing_permissions;
+        inner.may_have_applied = record.may_have_applied;
+        inner.during_login = record.during_login;
+        inner.transient = record.transient.unwrap_or(inner.transient);
+        inner.violations = record.violations;
+        Ok(error)
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer};
-use serde::ser::{Serialize, SerializeStruct, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::text::{clip, one_line};
 
 /// The rule that a value, key, identifier or option broke.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum Rule {
     /// An update must set or remove something.
@@ -42,8 +42,15 @@ pub enum Rule {
     Version,
     /// A rule of a [`Schema`](crate::values::schema::Schema) of the caller's.
     Schema,
+    /// A participant is named by a word that is neither a purpose nor an id.
+    UnknownPurpose,
+    /// Several participants have the purpose that the update names.
+    SeveralParticipants,
     /// A rule of the caller's own, by its name in JSON records.
-    Custom(&'static str),
+    ///
+    /// It reads back from JSON as `Rule::Custom("custom")`.
+    #[serde(untagged, deserialize_with = "custom")]
+    Custom(StaticName),
 }
 
 impl Rule {
@@ -65,29 +72,18 @@ impl Rule {
             Rule::SetAndRemoved => "setAndRemoved",
             Rule::Version => "version",
             Rule::Schema => "schema",
+            Rule::UnknownPurpose => "unknownPurpose",
+            Rule::SeveralParticipants => "severalParticipants",
             Rule::Custom(name) => name,
         }
     }
 }
 
-impl Rule {
-    const ALL: [Rule; 15] = [
-        Rule::NothingToDo,
-        Rule::KeyEmpty,
-        Rule::KeyLength,
-        Rule::ValueLength,
-        Rule::IntegerMin,
-        Rule::IntegerMax,
-        Rule::Integer,
-        Rule::Type,
-        Rule::Identifier,
-        Rule::SystemKey,
-        Rule::Ended,
-        Rule::Unsupported,
-        Rule::SetAndRemoved,
-        Rule::Version,
-        Rule::Schema,
-    ];
+/// An alias, since serde would borrow a reference from its input.
+type StaticName = &'static str;
+
+fn custom<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
+    String::deserialize(deserializer).map(|_| "custom")
 }
 
 impl fmt::Display for Rule {
@@ -100,7 +96,7 @@ impl fmt::Display for Rule {
 ///
 /// A violation never holds the offending value itself, since values may be personal data: only
 /// its key, the rule, the limit and a description such as `"1025 UTF-16 units"`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Violation {
     /// The attribute's key, or the name of the field (`conversationId`, `ifVersion`, …). A key
@@ -109,6 +105,7 @@ pub struct Violation {
     /// The rule that is broken.
     pub rule: Rule,
     /// The limit of the rule, where it has one: code units, or the largest integer.
+    #[serde(default)]
     pub limit: Option<u64>,
     /// What was found, without the value.
     pub found: String,
@@ -164,10 +161,19 @@ impl fmt::Display for Violation {
             Rule::IntegerMin => write!(f, "{key:?} must be 0 or more, found {found}"),
             Rule::IntegerMax => write!(f, "{key:?} must be at most {limit}, found {found}"),
             Rule::Integer => write!(f, "{key:?} must be an integer, found {found}"),
-            Rule::Type => write!(
-                f,
-                "{key:?} must be a string, an integer or a boolean, found {found}"
-            ),
+            Rule::Type => {
+                let advice = match found.as_str() {
+                    "null" => {
+                        ": leave the key out to keep its value, set \"\" to empty it, or remove it \
+                         where the store can"
+                    }
+                    _ => ": give it as text",
+                };
+                write!(
+                    f,
+                    "{key:?} must be text, a number or a boolean, found {found}{advice}"
+                )
+            }
             Rule::Identifier => write!(
                 f,
                 "{key} must be an identifier without whitespace, control characters, '/', '?', '#' or '..', found {found}"
@@ -180,6 +186,12 @@ impl fmt::Display for Violation {
                 f,
                 "the conversation is {found}, and updates of such are set to be refused"
             ),
+            Rule::UnknownPurpose => write!(
+                f,
+                "the participant is neither a purpose of the platform nor like an id{found}: write \
+                 purpose:NAME for any purpose, or id:ID for any id"
+            ),
+            Rule::SeveralParticipants => write!(f, "give the id of one participant: {found}"),
             Rule::Unsupported => write!(f, "{key} cannot be used here: {found}"),
             Rule::Schema => write!(f, "{key:?} breaks the schema: found {found}"),
             Rule::Custom(name) => write!(f, "{key:?} breaks the rule {name}: {found}"),
@@ -192,35 +204,46 @@ impl fmt::Display for Violation {
     }
 }
 
-impl Serialize for Violation {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let mut s = serializer.serialize_struct("Violation", 4)?;
-        s.serialize_field("key", &self.key)?;
-        s.serialize_field("rule", self.rule.name())?;
-        s.serialize_field("limit", &self.limit)?;
-        s.serialize_field("found", &self.found)?;
-        s.end()
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Reads what serializing wrote; a rule of a caller's own comes back as `Rule::Custom("custom")`.
-impl<'de> Deserialize<'de> for Violation {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(serde::Deserialize)]
-        struct Fields {
-            key: String,
-            rule: String,
-            #[serde(default)]
-            limit: Option<u64>,
-            found: String,
+    #[test]
+    fn violation_reads_back_with_each_rule_by_its_name() {
+        for rule in [
+            Rule::NothingToDo,
+            Rule::KeyEmpty,
+            Rule::KeyLength,
+            Rule::ValueLength,
+            Rule::IntegerMin,
+            Rule::IntegerMax,
+            Rule::Integer,
+            Rule::Type,
+            Rule::Identifier,
+            Rule::SystemKey,
+            Rule::Ended,
+            Rule::Unsupported,
+            Rule::SetAndRemoved,
+            Rule::Version,
+            Rule::Schema,
+            Rule::UnknownPurpose,
+            Rule::SeveralParticipants,
+            Rule::Custom("custom"),
+        ] {
+            let violation = Violation::new("k", rule, "something").limit(3);
+            let json = serde_json::to_value(&violation).unwrap();
+            assert_eq!(json["rule"], rule.name());
+            assert_eq!(
+                serde_json::from_value::<Violation>(json).unwrap(),
+                violation
+            );
         }
-        let fields = Fields::deserialize(deserializer)?;
-        let rule = Rule::ALL.iter().find(|rule| rule.name() == fields.rule);
-        Ok(Violation {
-            key: fields.key,
-            rule: rule.copied().unwrap_or(Rule::Custom("custom")),
-            limit: fields.limit,
-            found: fields.found,
-        })
+        let json = serde_json::to_value(Violation::custom("k", "pair", "x")).unwrap();
+        assert_eq!(
+            (&json["rule"], &json["limit"]),
+            (&"pair".into(), &serde_json::Value::Null)
+        );
+        let again: Violation = serde_json::from_value(json).unwrap();
+        assert_eq!(again.rule, Rule::Custom("custom"));
     }
 }

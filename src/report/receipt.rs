@@ -1,105 +1,49 @@
 //! What a caller gets back.
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::error::names::named_enum;
 use crate::error::{Error, ErrorKind, Result, clip};
 use crate::values::attributes::Attributes;
 use crate::values::kind::TargetKind;
 use crate::values::lenient::{Lenient, LenientMap};
 
-/// How an update that did not fail ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[non_exhaustive]
-pub enum Outcome {
-    /// Written and confirmed.
-    Applied,
-    /// The outcome of a write was unknown, and a read then found every value in place.
-    AlreadyApplied,
-    /// There was nothing to change, so nothing was written.
-    Unchanged,
-}
-
-impl Outcome {
-    /// The `status` in records, such as `"alreadyApplied"`.
-    pub fn name(self) -> &'static str {
-        Status::from(self).name()
+named_enum! {
+    /// How an update that did not fail ended.
+    pub enum Outcome, "outcome" {
+        /// Written and confirmed.
+        Applied = "applied",
+        /// The outcome of a write was unknown, and a read then found every value in place.
+        AlreadyApplied = "alreadyApplied",
+        /// There was nothing to change, so nothing was written.
+        Unchanged = "unchanged",
     }
 }
 
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Outcome {
-    type Err = Error;
-
-    /// Reads what [`Outcome::name`] gives.
-    fn from_str(name: &str) -> Result<Outcome> {
-        let all = [
-            Outcome::Applied,
-            Outcome::AlreadyApplied,
-            Outcome::Unchanged,
-        ];
-        all.into_iter()
-            .find(|outcome| outcome.name() == name)
-            .ok_or_else(|| unknown("outcome", name))
-    }
-}
-
-/// The `status` of an audit record or of a batch's line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[non_exhaustive]
-pub enum Status {
-    /// Not known yet: the record is an intent.
-    Pending,
-    /// Written and confirmed.
-    Applied,
-    /// The outcome of a write was unknown, and a read then found every value in place.
-    AlreadyApplied,
-    /// There was nothing to change.
-    Unchanged,
-    /// In an audit: it failed after its intent was recorded. In a batch: it failed, for any reason.
-    Failed,
-    /// It was refused before anything was written: by validation, a guard or a failed read.
-    Refused,
-    /// Not tried: an earlier line of the same conversation failed in a way that may pass, or the
-    /// batch stopped.
-    Skipped,
-}
-
-impl Status {
-    /// Every status.
-    pub const ALL: &[Status] = &[
-        Status::Pending,
-        Status::Applied,
-        Status::AlreadyApplied,
-        Status::Unchanged,
-        Status::Failed,
-        Status::Refused,
-        Status::Skipped,
-    ];
-
-    /// The name in records, such as `"alreadyApplied"`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Status::Pending => "pending",
-            Status::Applied => "applied",
-            Status::AlreadyApplied => "alreadyApplied",
-            Status::Unchanged => "unchanged",
-            Status::Failed => "failed",
-            Status::Refused => "refused",
-            Status::Skipped => "skipped",
-        }
+named_enum! {
+    /// The `status` of an audit record or of a batch's line.
+    pub enum Status, "status" {
+        /// Not known yet: the record is an intent.
+        Pending = "pending",
+        /// Written and confirmed.
+        Applied = "applied",
+        /// The outcome of a write was unknown, and a read then found every value in place.
+        AlreadyApplied = "alreadyApplied",
+        /// There was nothing to change.
+        Unchanged = "unchanged",
+        /// In an audit: it failed after its intent was recorded. In a batch: it failed, for any
+        /// reason.
+        Failed = "failed",
+        /// It was refused before anything was written: by validation, a guard or a failed read.
+        Refused = "refused",
+        /// Not tried: an earlier line of the same conversation failed in a way that may pass, or
+        /// the batch stopped.
+        Skipped = "skipped",
     }
 }
 
@@ -111,29 +55,6 @@ impl From<Outcome> for Status {
             Outcome::Unchanged => Status::Unchanged,
         }
     }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Status {
-    type Err = Error;
-
-    /// Reads what [`Status::name`] gives.
-    fn from_str(name: &str) -> Result<Status> {
-        let known = Status::ALL.iter().find(|status| status.name() == name);
-        known.copied().ok_or_else(|| unknown("status", name))
-    }
-}
-
-fn unknown(what: &str, name: &str) -> Error {
-    Error::new(
-        ErrorKind::InvalidInput,
-        format!("unknown {what} {:?}", clip(name, 64)),
-    )
 }
 
 /// The proof of an update: what happened, gathered once.

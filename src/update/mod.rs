@@ -12,13 +12,13 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::{self, Deserialize, Deserializer};
-use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 
-use crate::error::{Error, ErrorKind, Result, Rule, Violation, clip};
+use crate::error::{Error, ErrorKind, Result, Rule, Violation};
 use crate::store::{Participant, Target, TargetKind};
 use crate::values::attributes::{self, Attributes, ValidationLimits, json_length, longest_json};
+use crate::values::json::{self, Strict, Wrong};
 use crate::values::schema::Schema;
 use crate::values::version::is_version;
 
@@ -372,102 +372,89 @@ impl fmt::Debug for Update {
     }
 }
 
-/// Reads the record form. Unknown fields are refused by name, since a misspelt one would change
-/// what is written; of a repeated field the last counts, as in JavaScript.
-impl<'de> Deserialize<'de> for Update {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let mut fields = Attributes::deserialize(deserializer)?;
-        let mut text = |name: &'static str| match fields.remove(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(de::Error::custom(format_args!("{name} must be text"))),
-        };
-        let conversation =
-            text("conversationId")?.ok_or_else(|| de::Error::missing_field("conversationId"))?;
-        let kind = text("target")?;
-        let participant = text("participant")?;
-        let record = text("record")?;
-        let schema = text("schema")?;
-        let if_version = text("ifVersion")?;
-        let mut flag = |name: &'static str| match fields.remove(name) {
-            None | Some(Value::Null) => Ok(false),
-            Some(Value::Bool(flag)) => Ok(flag),
-            Some(_) => Err(de::Error::custom(format_args!(
-                "{name} must be true or false"
-            ))),
-        };
-        let skip_unchanged = flag("skipUnchanged")?;
-        let verify = flag("verify")?;
-        let unlocked = flag("unlocked")?;
-        let attributes = match fields.remove("attributes") {
-            None | Some(Value::Null) => Attributes::new(),
-            Some(Value::Object(attributes)) => attributes,
-            Some(_) => return Err(de::Error::custom("attributes must be an object")),
-        };
-        let remove = match fields.remove("remove") {
-            None | Some(Value::Null) => Vec::new(),
-            Some(Value::Array(keys)) => keys
-                .into_iter()
-                .map(|key| match key {
-                    Value::String(key) => Ok(key),
-                    _ => Err(de::Error::custom("remove must be a list of keys")),
-                })
-                .collect::<std::result::Result<Vec<_>, _>>()?,
-            Some(_) => return Err(de::Error::custom("remove must be a list of keys")),
-        };
-        if let Some((name, _)) = fields.iter().next() {
-            return Err(de::Error::custom(format_args!(
-                "unknown field {:?}; known are conversationId, target, participant, record, \
-                 schema, attributes, remove, ifVersion, skipUnchanged, unlocked and verify",
-                clip(name, 64)
-            )));
-        }
+/// The record form of an update.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Record {
+    conversation_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<TargetKind>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    participant: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    record: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schema: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    if_version: Option<String>,
+    attributes: Option<Attributes>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remove: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skip_unchanged: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unlocked: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verify: Option<bool>,
+}
 
-        let kind = match (kind, &participant) {
-            (Some(name), _) => name.parse().map_err(de::Error::custom)?,
-            (None, Some(_)) => TargetKind::Participant,
-            (None, None) => TargetKind::Conversation,
+impl Record {
+    fn update(self) -> Result<Update, Wrong> {
+        let given = |name: &'static str, text: Option<String>| {
+            text.ok_or_else(|| <Wrong as de::Error>::missing_field(name))
         };
-        let misplaced = |name: &str, kind: TargetKind| {
-            de::Error::custom(format_args!("{name} does not go with target {kind}"))
-        };
-        if participant.is_some() && kind != TargetKind::Participant {
-            return Err(misplaced("participant", kind));
+        let conversation = given("conversationId", self.conversation_id)?;
+        let kind = self.target.unwrap_or(match self.participant {
+            Some(_) => TargetKind::Participant,
+            None => TargetKind::Conversation,
+        });
+        for (name, is_given, of) in [
+            (
+                "participant",
+                self.participant.is_some(),
+                TargetKind::Participant,
+            ),
+            ("record", self.record.is_some(), TargetKind::Custom),
+        ] {
+            if is_given && kind != of {
+                return Err(Wrong::new(format!("{name} does not go with target {kind}")));
+            }
         }
-        if record.is_some() && kind != TargetKind::Custom {
-            return Err(misplaced("record", kind));
-        }
-        let target = match kind {
+        let mut update = Update::new(match kind {
             TargetKind::Conversation => Target::conversation(conversation),
-            TargetKind::Participant => Target::participant(
-                conversation,
-                participant.ok_or_else(|| de::Error::missing_field("participant"))?,
-            ),
+            TargetKind::Participant => {
+                Target::participant(conversation, given("participant", self.participant)?)
+            }
             TargetKind::Secure => Target::secure(conversation),
-            TargetKind::Custom => Target::custom(
-                conversation,
-                record.ok_or_else(|| de::Error::missing_field("record"))?,
-            ),
-        };
-        let mut update = Update {
-            attributes,
-            if_version,
-            skip_unchanged,
-            verify,
-            ..Update::new(target)
-        };
-        if unlocked {
+            TargetKind::Custom => Target::custom(conversation, given("record", self.record)?),
+        });
+        update.attributes = self.attributes.unwrap_or_default();
+        update.if_version = self.if_version;
+        update.skip_unchanged = self.skip_unchanged.unwrap_or_default();
+        update.verify = self.verify.unwrap_or_default();
+        if self.unlocked.unwrap_or_default() {
             update = update.unlocked();
         }
-        if let Some(schema) = schema {
+        if let Some(schema) = self.schema {
             update = update.schema(schema);
         }
+        let remove = self.remove.unwrap_or_default();
         Ok(remove.into_iter().fold(update, Update::remove))
     }
 }
 
+/// Reads the record form. Unknown fields are refused by name, since a misspelt one would change
+/// what is written, and so are repeated ones and whole numbers that would be rounded.
+impl<'de> Deserialize<'de> for Update {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let Strict(value) = Strict::deserialize(deserializer)?;
+        let update = json::of_value(value).and_then(Record::update);
+        update.map_err(de::Error::custom)
+    }
+}
+
 /// Reads the record form from JSON text. The error names the field or the place that is wrong, and no
-/// value.
+/// value. A number that would be rounded is refused, as is a repeated key.
 ///
 /// ```
 /// use genesys_attributes::{ErrorKind, TargetKind, Update};
@@ -484,20 +471,9 @@ impl FromStr for Update {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Update> {
-        serde_json::from_str(text).map_err(|error| {
-            // serde_json's own messages quote what they met; those about fields are ours.
-            let message = error.to_string();
-            let why = match error.classify() {
-                serde_json::error::Category::Data if text.trim_start().starts_with('{') => message
-                    .rsplit_once(" at line ")
-                    .map_or(message.as_str(), |(why, _)| why),
-                serde_json::error::Category::Data => "it is not a JSON object",
-                _ => "it is not JSON",
-            };
-            Error::new(
-                ErrorKind::InvalidInput,
-                format!("the record is no update (column {}): {why}", error.column()),
-            )
+        json::read(text).and_then(Record::update).map_err(|why| {
+            let message = format!("the record is no update: {why}");
+            Error::new(ErrorKind::InvalidInput, message)
         })
     }
 }
@@ -506,40 +482,20 @@ impl FromStr for Update {
 impl Serialize for Update {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let target = &self.target;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("conversationId", target.conversation_id())?;
-        if target.kind() != TargetKind::Conversation {
-            map.serialize_entry("target", target.kind().name())?;
+        let text = |text: Option<&str>| text.map(str::to_owned);
+        Record {
+            conversation_id: Some(target.conversation_id().to_owned()),
+            target: Some(target.kind()).filter(|kind| *kind != TargetKind::Conversation),
+            participant: text(target.participant_selector().map(Participant::as_str)),
+            record: text(target.record()),
+            schema: text(target.schema().or(self.misplaced.schema.as_deref())),
+            if_version: self.if_version.clone(),
+            attributes: Some(self.attributes.clone()),
+            remove: Some(self.remove.clone()).filter(|keys| !keys.is_empty()),
+            skip_unchanged: self.skip_unchanged.then_some(true),
+            unlocked: (target.is_unlocked() || self.misplaced.unlocked).then_some(true),
+            verify: self.verify.then_some(true),
         }
-        for (name, text) in [
-            (
-                "participant",
-                target.participant_selector().map(Participant::as_str),
-            ),
-            ("record", target.record()),
-            (
-                "schema",
-                target.schema().or(self.misplaced.schema.as_deref()),
-            ),
-            ("ifVersion", self.if_version.as_deref()),
-        ] {
-            if let Some(text) = text {
-                map.serialize_entry(name, text)?;
-            }
-        }
-        map.serialize_entry("attributes", &self.attributes)?;
-        if !self.remove.is_empty() {
-            map.serialize_entry("remove", &self.remove)?;
-        }
-        for (name, flag) in [
-            ("skipUnchanged", self.skip_unchanged),
-            ("unlocked", target.is_unlocked() || self.misplaced.unlocked),
-            ("verify", self.verify),
-        ] {
-            if flag {
-                map.serialize_entry(name, &true)?;
-            }
-        }
-        map.end()
+        .serialize(serializer)
     }
 }

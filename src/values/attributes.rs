@@ -84,7 +84,7 @@ impl ValidationLimits {
 pub(crate) enum Values {
     /// Strings, integers and booleans within the limits.
     Typed,
-    /// Text. Integers and booleans are written as text.
+    /// Text. Numbers and booleans are written as their JSON text.
     Text,
     /// Any JSON; the record's schema is checked by the platform.
     Any,
@@ -105,13 +105,13 @@ pub(crate) fn check(
             length(key, key, limits.key_length, Rule::KeyLength, found);
         }
         match (values, value) {
-            (Values::Any, _) | (_, Value::Bool(_)) | (Values::Text, Value::String(_)) => {}
+            (Values::Any, _) | (_, Value::Bool(_)) => {}
+            (Values::Text, Value::String(_) | Value::Number(_)) => {}
             (Values::Typed, Value::String(text)) => {
                 length(key, text, limits.string_length, Rule::ValueLength, found);
             }
             (_, Value::Number(number)) => match whole(number) {
                 None => found.push(Violation::new(key, Rule::Integer, describe_number(number))),
-                Some(_) if values == Values::Text => {}
                 Some(n) if n < 0 => {
                     found.push(Violation::new(key, Rule::IntegerMin, "a negative number"));
                 }
@@ -162,7 +162,7 @@ pub(crate) fn whole(number: &Number) -> Option<i128> {
 }
 
 /// The attributes as they are written, compared and reported: `85.0` and `-0` become `85` and `0`,
-/// and where a target holds text, integers and booleans become text. Borrowed when nothing
+/// and where a target holds text, numbers and booleans become text. Borrowed when nothing
 /// changes. Expects attributes that passed [`check`].
 pub(crate) fn normalized(attributes: &Attributes, values: Values) -> Cow<'_, Attributes> {
     let changes = |value: &Value| match (values, value) {
@@ -171,7 +171,10 @@ pub(crate) fn normalized(attributes: &Attributes, values: Values) -> Cow<'_, Att
             let n = i64::try_from(whole(number)?).ok()?;
             Some(Value::from(n))
         }
-        (Values::Text, Value::Number(number)) => Some(Value::String(whole(number)?.to_string())),
+        (Values::Text, Value::Number(number)) => Some(Value::String(match whole(number) {
+            Some(whole) => whole.to_string(),
+            None => number.to_string(),
+        })),
         (Values::Text, Value::Bool(b)) => Some(Value::String(b.to_string())),
         _ => None,
     };
@@ -219,8 +222,8 @@ pub(crate) fn json_length(value: &impl serde::Serialize) -> usize {
     length.0
 }
 
-/// Whether two values are the same to JSON: `85` and `85.0` are.
-pub(crate) fn same(a: &Value, b: &Value) -> bool {
+/// Whether two values are the same to JSON, at every depth: `85` and `85.0` are.
+pub fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(x), Value::Number(y)) => {
             x == y
@@ -344,7 +347,7 @@ mod tests {
         assert_eq!(rules(Values::Text, json!(-5)), []);
         assert_eq!(rules(Values::Text, json!(u64::MAX)), []);
         assert_eq!(rules(Values::Text, json!(true)), []);
-        assert_eq!(rules(Values::Text, json!(1.5)), [Rule::Integer]);
+        assert_eq!(rules(Values::Text, json!(1.5)), []);
         assert_eq!(rules(Values::Text, json!(null)), [Rule::Type]);
         assert_eq!(rules(Values::Text, json!({})), [Rule::Type]);
         assert_eq!(rules(Values::Any, json!({ "deep": [null, 1.5] })), []);
@@ -361,6 +364,9 @@ mod tests {
             (Values::Text, json!(-0.0), json!("0")),
             (Values::Text, json!(u64::MAX), json!("18446744073709551615")),
             (Values::Text, json!(-3), json!("-3")),
+            (Values::Text, json!(19.99), json!("19.99")),
+            (Values::Text, json!(1e3), json!("1000")),
+            (Values::Text, json!(-2.5e-7), json!("-2.5e-7")),
             (Values::Text, json!(false), json!("false")),
             (Values::Any, json!(85.0), json!(85.0)),
         ] {

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::error::{Error, Result, Rule, Violation};
 use crate::util::sync::discard;
-use crate::values::attributes::{Attributes, whole};
+use crate::values::attributes::{Attributes, same, whole};
+use crate::values::json;
 
 /// Which keys an update may set, and what their values may be.
 ///
@@ -36,11 +37,14 @@ use crate::values::attributes::{Attributes, whole};
 /// assert_eq!(error.violations().len(), 3);
 /// ```
 #[must_use = "a schema does nothing until it is given to a builder or checks something"]
-#[derive(Clone, Default)]
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Schema {
     keys: BTreeMap<String, Field>,
     forbidden: Vec<String>,
+    #[serde(rename = "onlyKnownKeys")]
     only_known: bool,
+    #[serde(skip)]
     checks: Vec<Arc<Check>>,
 }
 
@@ -177,9 +181,7 @@ impl Field {
             found.push(Violation::new(key, Rule::Schema, problem));
         }
         if let Some(allowed) = &self.one_of
-            && !allowed
-                .iter()
-                .any(|one| crate::values::attributes::same(one, value))
+            && !allowed.iter().any(|one| same(one, value))
         {
             let problem = format!(
                 "none of the {} values that the schema allows",
@@ -280,33 +282,7 @@ impl Schema {
     ///
     /// [`ErrorKind::Config`](crate::ErrorKind::Config), naming what is wrong and where; unknown fields are refused by name.
     pub fn from_json(text: &str) -> Result<Schema> {
-        let value =
-            serde_json::from_str(text).map_err(|e| Error::config("schema", e.to_string()))?;
-        Schema::from_value(value)
-    }
-
-    pub(crate) fn from_value(value: Value) -> Result<Schema> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase", deny_unknown_fields)]
-        struct Form {
-            #[serde(default)]
-            keys: BTreeMap<String, Field>,
-            #[serde(default)]
-            forbidden: Vec<String>,
-            #[serde(default)]
-            only_known_keys: bool,
-        }
-        // serde would fill a struct from a list as well.
-        if !value.is_object() {
-            return Err(Error::config("schema", "is not a JSON object: give one"));
-        }
-        let form = Form::deserialize(value).map_err(|e| Error::config("schema", e.to_string()))?;
-        let schema = Schema {
-            keys: form.keys,
-            forbidden: form.forbidden,
-            only_known: form.only_known_keys,
-            checks: Vec::new(),
-        };
+        let schema: Schema = json::read(text).map_err(|wrong| Error::config("schema", wrong))?;
         schema.checked()?;
         Ok(schema)
     }

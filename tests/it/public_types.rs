@@ -131,7 +131,10 @@ fn declared(folder: &Path, found: &mut BTreeSet<String>) {
                     .find_map(|start| line.strip_prefix(start));
                 if let Some(rest) = item {
                     let end = rest.find(|c: char| !c.is_alphanumeric()).unwrap();
-                    found.insert(rest[..end].to_owned());
+                    // A macro declares what its caller names.
+                    if end > 0 {
+                        found.insert(rest[..end].to_owned());
+                    }
                 }
             }
         }

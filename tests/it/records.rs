@@ -187,6 +187,18 @@ fn update_record_unknown_fields_are_named() {
             "{message}"
         );
     }
+    // Before what is missing, with the name that was meant.
+    for (record, hint) in [
+        (r#"{"conversation_id":"c"}"#, "conversationId"),
+        (r#"{"conversationId":"c","attribute":{}}"#, "attributes"),
+        (r#"{"Participant":"customer"}"#, "participant"),
+    ] {
+        let message = refused(record);
+        assert!(
+            message.contains(&format!("did you mean {hint:?}?")),
+            "{message}"
+        );
+    }
     let mut record = json!({"conversationId": "c"});
     record["n".repeat(100_000)] = json!(1);
     assert!(refused(&record.to_string()).len() < 1_000);
@@ -265,44 +277,91 @@ fn update_record_null_is_absent() {
 }
 
 #[test]
-fn update_record_repeated_key_last_wins() {
-    for (record, update) in [
+fn update_record_repeated_key_is_refused_by_name() {
+    for (record, key) in [
         (
             r#"{"conversationId":"a","conversationId":"c","attributes":{"k":1}}"#,
-            Update::conversation("c").set("k", 1),
+            "conversationId",
         ),
         (
-            r#"{"conversationId":"c","attributes":{"k":1,"j":0,"k":2}}"#,
-            Update::conversation("c").set("k", 2).set("j", 0),
+            r#"{"conversationId":"c","attributes":{"k":1,"j":0,"k":1}}"#,
+            "k",
         ),
-        // The whole field, not the union.
         (
             r#"{"attributes":{"lost":1},"conversationId":"c","attributes":{"k":1}}"#,
-            Update::conversation("c").set("k", 1),
+            "attributes",
         ),
         (
-            r#"{"conversationId":"c","target":"custom","record":"r","attributes":{"o":{"x":1,"y":{"z":1,"z":2},"x":3}}}"#,
-            Update::custom("c", "r").set("o", json!({"x": 3, "y": {"z": 2}})),
-        ),
-        // Also where an earlier one is of a wrong type.
-        (
-            r#"{"conversationId":5,"skipUnchanged":"x","attributes":[],"skipUnchanged":true,"conversationId":"c","attributes":{"k":1}}"#,
-            Update::conversation("c").set("k", 1).skip_unchanged(),
+            r#"{"conversationId":"c","target":"custom","record":"r","attributes":{"o":{"y":[{"z":1,"z":2}]}}}"#,
+            "z",
         ),
         (
-            r#"{"conversationId":"c","target":"secure","participant":"p","participant":null,"remove":["a"],"remove":["b"]}"#,
-            Update::secure("c").remove("b"),
+            r#"{"conversationId":"c","target":"secure","participant":"p","participant":null}"#,
+            "participant",
         ),
         // The same key by another spelling.
         (
             "{\"conversationId\":\"c\",\"attributes\":{\"k\":1,\"\\u006b\":2}}",
-            Update::conversation("c").set("k", 2),
+            "k",
         ),
     ] {
-        assert_eq!(read(record).unwrap(), update, "{record}");
+        let message = refused(record);
+        let expected = format!("the key {key:?} is given twice");
+        assert!(message.contains(&expected), "{record}: {message}");
     }
-    refused(r#"{"conversationId":"c","conversationId":null}"#);
-    refused(r#"{"conversationId":"c","attributes":{"k":1},"attributes":7}"#);
+}
+
+#[test]
+fn update_record_number_arrives_as_written_or_is_refused() {
+    #[derive(Debug, serde::Deserialize)]
+    struct Job {
+        #[serde(flatten)]
+        update: Update,
+    }
+    let line = |number: &str| {
+        format!(
+            r#"{{"conversationId":"c","target":"custom","record":"r","attributes":{{"n":{{"deep":[{number}]}}}}}}"#
+        )
+    };
+    for number in [
+        "18446744073709551615",
+        "-9223372036854775808",
+        "0.1",
+        "-2.5e-7",
+        "1e300",
+    ] {
+        let update = read(&line(number)).unwrap();
+        let written = serde_json::to_string(&update.attributes()["n"]["deep"][0]).unwrap();
+        assert_eq!(written.parse::<f64>(), number.parse::<f64>(), "{number}");
+        assert!(number.contains(['.', 'e']) || written == number);
+        assert_eq!(
+            serde_json::from_str::<Update>(&line(number)).unwrap(),
+            update
+        );
+    }
+    for number in [
+        "18446744073709551616",
+        "123456789012345678901234567890",
+        "-123456789012345678901234567890",
+        "9007199254740993.0",
+        "0.12345678901234567890",
+        "1e400",
+    ] {
+        let message = refused(&line(number));
+        assert!(
+            message.contains("\"deep\" cannot be kept exactly"),
+            "{message}"
+        );
+        assert!(!message.contains("12345"), "{message}");
+        let error = serde_json::from_str::<Update>(&line(number)).unwrap_err();
+        assert!(
+            error.to_string().contains("exactly") || number == "1e400",
+            "{error}"
+        );
+    }
+    let job: Job = serde_json::from_str(&line("1.5")).unwrap();
+    assert_eq!(job.update, read(&line("1.5")).unwrap());
+    serde_json::from_str::<Job>(&line("123456789012345678901234567890")).unwrap_err();
 }
 
 #[test]

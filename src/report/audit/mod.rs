@@ -17,7 +17,8 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::error::ErrorKind;
+use crate::error::names::named_enum;
+use crate::error::{Error, ErrorKind};
 use crate::report::receipt::Status;
 use crate::util::sync::{discard, lock};
 use crate::values::attributes::Attributes;
@@ -25,28 +26,19 @@ use crate::values::kind::TargetKind;
 
 pub use file::AuditFile;
 
-/// Which record of an update it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[non_exhaustive]
-pub enum AuditPhase {
-    /// Before a write.
-    Intent,
-    /// After the last answer.
-    Outcome,
-    /// A process began to write the log when no other one was writing it. It belongs to no update:
-    /// its conversation is empty and its status `skipped`. An intent before it that has no outcome
-    /// by then gets none from its writer, which has died. [`AuditFile`] appends it.
-    Opened,
-}
-
-impl fmt::Display for AuditPhase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            AuditPhase::Intent => "intent",
-            AuditPhase::Outcome => "outcome",
-            AuditPhase::Opened => "opened",
-        })
+named_enum! {
+    /// Which record of an update it is.
+    pub enum AuditPhase, "phase" {
+        /// Before a write.
+        Intent = "intent",
+        /// After the last answer.
+        Outcome = "outcome",
+        /// A process began to write the log when no other one was writing it.
+        ///
+        /// It belongs to no update: its conversation is empty and its status `skipped`. An intent
+        /// before it that has no outcome by then gets none from its writer, which has died.
+        /// [`AuditFile`] appends it.
+        Opened = "opened",
     }
 }
 

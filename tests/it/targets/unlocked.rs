@@ -60,14 +60,7 @@ fn text_targets_other_values_are_violations() {
         let error = assert_error(client(&sandbox).update(&update), ErrorKind::InvalidInput);
         assert_eq!(
             violations(&error),
-            [
-                ": keyEmpty",
-                "a: integer",
-                "b: type",
-                "c: type",
-                "d: type",
-                "e: integer"
-            ]
+            [": keyEmpty", "b: type", "c: type", "d: type"]
         );
         assert!(!error.to_string().contains("secret"), "{error}");
         assert_eq!(error.requests(), 0);
