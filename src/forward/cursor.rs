@@ -3,23 +3,25 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{beside, failed};
+use super::failed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::audit::AuditRecord;
-use crate::report::audit::file::private;
-use crate::report::audit::parts::{Identity, Part, is_unwritten, sync_folder};
+use crate::report::audit::parts::{
+    Head, Place, beside, open_lock, private, siblings, sync_folder, try_lock,
+};
+use crate::util::random::unique_name;
 
-/// Up to where a log was read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+/// A place in a log, up to which it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub(super) struct Mark {
-    /// Device and inode of the file in which it is.
-    pub(super) file: Option<Identity>,
-    /// A hash of that file's first line, once there is one.
+    /// A hash of the file's first line; `None` while it has none.
     pub(super) first: Option<u64>,
+    /// Which part of the log the file is, where its first record says so.
+    pub(super) place: Option<Place>,
     /// Everything before is read.
     pub(super) offset: u64,
     /// The line that ends there.
@@ -27,84 +29,50 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    pub(super) fn beginning(part: &Part) -> Mark {
+    pub(super) fn beginning(head: Head) -> Mark {
         Mark {
-            file: part.identity,
-            first: part.first,
+            first: head.first,
+            place: head.place,
             offset: 0,
             last: None,
         }
     }
 }
 
-/// The end of a line, by which it is known again: what stands there may be replaced.
+/// The end of a line, by which it is known again: the file may have been cut or changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Tail {
     pub(super) hash: u64,
     pub(super) bytes: u64,
-    /// When its record was made, in milliseconds since 1970; 0 for what is no record.
-    pub(super) at: u64,
-}
-
-/// The files that are not read any more: those that were read to their end, and those that were
-/// renamed before the first run.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct Left(Vec<Known>);
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Known {
-    first: u64,
-    #[serde(with = "crate::util::date::text")]
-    began: SystemTime,
-}
-
-impl Left {
-    /// So many are remembered, the latest ones; one that is older than they all counts as left.
-    const MOST: usize = 256;
-
-    pub(super) fn add(&mut self, first: Option<u64>, began: Option<SystemTime>) {
-        let (Some(first), Some(began)) = (first, began) else {
-            return;
-        };
-        let at = self.0.partition_point(|known| known.began <= began);
-        self.0.insert(at, Known { first, began });
-        if self.0.len() > Left::MOST {
-            self.0.remove(0);
-        }
-    }
-
-    pub(super) fn holds(&self, first: u64, began: SystemTime) -> bool {
-        let is_older = || {
-            let oldest = self.0.first();
-            self.0.len() == Left::MOST && oldest.is_some_and(|oldest| began < oldest.began)
-        };
-        self.0.iter().any(|known| known.first == first) || is_older()
-    }
 }
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct Cursor {
-    version: u32,
+    pub(super) version: u32,
     /// Everything before is delivered.
     pub(super) mark: Mark,
-    pub(super) left: Left,
-    /// The intents before it that have no outcome yet. The file that they are in may be gone when
-    /// they are settled, so they are kept whole.
+    /// The first lines of other parts that are not to be read, where no number tells it.
+    pub(super) left: Vec<u64>,
+    /// The intents before the mark without an outcome. They are kept whole, since the file that
+    /// holds them may be gone when they are settled.
     pub(super) pending: Vec<Pending>,
-    /// What was settled and delivered, and whose outcome is still to be read.
+    /// The settled and delivered writes whose outcome is still to be read.
     pub(super) told: Vec<String>,
 }
 
 /// An intent without an outcome.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Pending {
-    /// Its writer has gone: the log says so.
+    /// The log says that its writer has gone.
     orphan: bool,
-    /// Its writer has gone: nobody has this log's files. Another run may have more of them.
+    /// No process writes the log. It is not saved, since the next run may find a writer.
     #[serde(skip)]
     unwritten: bool,
     /// Another write on top of the same version was applied, so this one was not.
     pub(super) superseded: bool,
+    /// When this run first found it without a writer.
+    #[serde(skip)]
+    pub(super) since: Option<Instant>,
     pub(super) record: AuditRecord,
 }
 
@@ -114,6 +82,7 @@ impl Pending {
             orphan: false,
             unwritten: false,
             superseded: false,
+            since: None,
             record,
         }
     }
@@ -122,7 +91,7 @@ impl Pending {
         self.orphan || self.unwritten
     }
 
-    /// Its writer has gone, as the log says or the locks show; `false` where that was known.
+    /// Notes that its writer has gone, as the log says or the lock shows. False if that was known.
     pub(super) fn orphaned(&mut self, by_log: bool) -> bool {
         let was_known = self.is_orphan();
         self.orphan |= by_log;
@@ -131,17 +100,16 @@ impl Pending {
     }
 }
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 impl Cursor {
-    /// The cursor of what is done.
-    pub(super) fn at(mark: Mark, left: &Left, pending: &[Pending], told: &[String]) -> Cursor {
+    pub(super) fn at(mark: Mark, left: Vec<u64>) -> Cursor {
         Cursor {
             version: VERSION,
             mark,
-            left: left.clone(),
-            pending: pending.to_vec(),
-            told: told.to_vec(),
+            left,
+            pending: Vec::new(),
+            told: Vec::new(),
         }
     }
 
@@ -168,40 +136,35 @@ impl Cursor {
 
     /// Replaces the file: a crash leaves the old one or the new one.
     pub(super) fn write(&self, path: &Path) -> Result<()> {
-        let draft = beside(path, ".tmp");
+        let draft = beside(path, &format!(".{}.tmp", unique_name()));
         let write = || -> io::Result<()> {
-            let mut file = private()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .open(&draft)?;
+            // A new file: a link that others planted is not followed.
+            let mut file = private().write(true).create_new(true).open(&draft)?;
             file.write_all(&serde_json::to_vec(self)?)?;
             file.sync_all()?;
+            drop(file);
             std::fs::rename(&draft, path)?;
             sync_folder(path)
         };
-        write().map_err(|e| failed("the cursor", path, "written", e))
+        write().map_err(|e| {
+            let _ = std::fs::remove_file(&draft);
+            failed("the cursor", path, "written", e)
+        })
     }
 }
 
-/// One forwarder a cursor. The lock is on a file beside it, since the cursor itself is replaced.
-pub(super) fn lock(cursor: &Path) -> Result<File> {
-    let path = beside(cursor, ".lock");
-    let open = private()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path);
-    let file = open.map_err(|e| failed("the cursor's lock", &path, "opened", e))?;
-    match is_unwritten(&file) {
-        true => Ok(file),
-        false => Err(Error::new(
-            ErrorKind::InvalidInput,
-            format!(
-                "another forwarder uses the cursor {}, or its folder has no locks: wait for it, or \
-                 give this one another",
-                cursor.display()
-            ),
-        )),
+/// Locks a cursor; `None` while another forwarder has it. Drafts of forwarders that were killed are
+/// removed.
+pub(super) fn lock(cursor: &Path) -> Result<Option<File>> {
+    let file =
+        open_lock(cursor).map_err(|e| failed("the lock of the cursor", cursor, "opened", e))?;
+    if !try_lock(&file) {
+        return Ok(None);
     }
+    for other in siblings(cursor).unwrap_or_default() {
+        if other.extension().is_some_and(|ending| ending == "tmp") {
+            let _ = std::fs::remove_file(other);
+        }
+    }
+    Ok(Some(file))
 }

@@ -1,31 +1,31 @@
 //! Reading an audit file line by line while others append to it, through its rotations.
 //!
-//! A file is known again by its device and inode, and by its first line, which holds an id that no
-//! other file begins with: inodes are used again, and files are copied and restored. Which files
-//! come next is decided by what was read already, not by times, which are set back and lost; times
-//! only put several of them in order.
+//! A file is known again by its first line, whatever its name. The part that comes next is the one
+//! whose number says so; parts without a number come in the order of their names.
 
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::cursor::{Cursor, Left, Mark, Tail};
+use super::cursor::{Cursor, Mark, Tail};
 use super::failed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::audit::AuditRecord;
 use crate::report::audit::parts::{
-    Hash, MAX_LINE, Part, ended, identity, is_unwritten, lock_all, siblings,
+    Head, MAX_LINE, Part, hash, id_of, lock_of, renamed, siblings, try_lock,
 };
 use crate::util::sync::Cancel;
 
-/// As much of the end of a line is kept in mind.
+/// How much of the end of a line is kept, to know the line again.
 const TAIL: usize = 1 << 12;
+/// How many first lines of parts without a number are kept.
+const MOST_LEFT: usize = 4_096;
 
 /// What is read next.
 pub(super) enum Found {
     Record(Box<AuditRecord>),
-    /// A line that is none.
+    /// A line that is no record.
     Torn {
         offset: u64,
         bytes: u64,
@@ -39,8 +39,6 @@ pub(super) struct Log {
     reader: BufReader<File>,
     /// Up to where it was read.
     mark: Mark,
-    /// The time of the file's first record.
-    began: Option<SystemTime>,
     /// Where the line that was read last begins.
     start: u64,
     /// A line whose end is not there yet, and how much of it was too long to keep.
@@ -48,77 +46,65 @@ pub(super) struct Log {
     skipped: u64,
     /// The file was renamed, and read to its end after that was seen.
     drained: bool,
-    left: Left,
-    /// Up to where everything is done, and the files that were left by then.
-    done: (Mark, Left),
+    /// The parts that come next, as the folder showed them.
+    upcoming: VecDeque<Part>,
+    /// The first lines of parts without a number that are not to be read.
+    left: Vec<u64>,
+    /// Up to where everything is done, and the parts that were left by then.
+    done: (Mark, Vec<u64>),
     #[cfg(test)]
-    pub(super) when_renamed: Option<Box<dyn FnMut()>>,
+    when_renamed: Option<Box<dyn FnMut()>>,
 }
 
 impl Log {
     /// Opens the log where the cursor stands, or at its beginning; `None` while there is neither
     /// a file of its name nor the cursor's.
     pub(super) fn open(path: &Path, cursor: Option<&Cursor>) -> Result<Option<Log>> {
-        let here = match Part::open(path) {
-            Ok(here) => Some(here),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(unopened(path).with_source(e)),
+        let here = present(path)?;
+        let Some(Cursor { mark, left, .. }) = cursor else {
+            let Some((file, head)) = here else {
+                return Ok(None);
+            };
+            let left = parts_before(path, head.place.is_some())?;
+            return Log::at(path, file, Mark::beginning(head), left).map(Some);
         };
-        let (left, mut mark) = match cursor {
-            Some(cursor) => (cursor.left.clone(), cursor.mark),
-            None => (renamed(path)?, Mark::default()),
-        };
-        let found = match cursor {
-            Some(_) => located(path, here, &mark)?,
-            None => here.map(Located::At),
-        };
-        let part = match found {
-            None => return Ok(None),
-            Some(Located::At(part)) => part,
-            Some(Located::Nowhere(here)) => {
-                // Nothing was read yet.
-                mark = Mark::default();
-                match (next_part(path, &left, &mark, None)?, here) {
-                    (Scan::Next(part), _) | (_, Some(part)) => part,
-                    _ => return Ok(None),
-                }
-            }
-        };
-        if mark.offset == 0 && part.is_foreign {
-            return Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!(
-                    "{} is no audit log: give the file that --audit wrote",
-                    path.display()
-                ),
-            ));
+        if mark.first.is_some() {
+            let found = found(path, here, mark)?;
+            let log = found.map(|file| Log::at(path, file, mark.clone(), left.clone()));
+            return log.transpose();
         }
-        if part.length < mark.offset {
-            return Err(truncated(path, mark.offset));
-        }
-        let mark = Mark {
-            offset: mark.offset,
-            last: mark.last,
-            ..Mark::beginning(&part)
+        // Nothing was read yet.
+        let mut next = Next {
+            path,
+            mark,
+            left,
+            upcoming: &mut VecDeque::new(),
         };
+        let Some((file, head)) = next.part()?.or(here) else {
+            return Ok(None);
+        };
+        Log::at(path, file, Mark::beginning(head), left.clone()).map(Some)
+    }
+
+    fn at(path: &Path, file: File, mark: Mark, left: Vec<u64>) -> Result<Log> {
         let mut log = Log {
             path: path.to_owned(),
-            began: part.began,
-            reader: BufReader::with_capacity(1 << 16, part.file),
+            reader: BufReader::with_capacity(1 << 16, file),
             start: mark.offset,
-            mark,
             line: Vec::new(),
             skipped: 0,
             drained: false,
-            done: (mark, left.clone()),
+            upcoming: VecDeque::new(),
+            done: (mark.clone(), left.clone()),
+            mark,
             left,
             #[cfg(test)]
             when_renamed: None,
         };
-        let seek = log.reader.seek(SeekFrom::Start(mark.offset));
+        let seek = log.reader.seek(SeekFrom::Start(log.mark.offset));
         seek.map_err(|e| log.failed(e))?;
         log.check()?;
-        Ok(Some(log))
+        Ok(log)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -130,47 +116,34 @@ impl Log {
         self.start
     }
 
-    /// Everything that was read is done; `true` where that is news.
+    /// Notes that everything that was read is done. True if that is news.
     pub(super) fn passed(&mut self) -> bool {
-        let (done, left) = &mut self.done;
-        if (done.file, done.first) != (self.mark.file, self.mark.first) {
-            *left = self.left.clone();
+        if self.done.0 == self.mark {
+            return false;
         }
-        std::mem::replace(done, self.mark) != self.mark
+        if self.done.0.first != self.mark.first {
+            self.done.1.clone_from(&self.left);
+        }
+        self.done.0.clone_from(&self.mark);
+        true
     }
 
-    pub(super) fn done(&self) -> (Mark, &Left) {
-        (self.done.0, &self.done.1)
+    /// The cursor of what is done.
+    pub(super) fn cursor(&self) -> Cursor {
+        Cursor::at(self.done.0.clone(), self.done.1.clone())
     }
 
-    /// What comes next, up to the end, without moving: `look` is given each record.
+    /// Shows each record up to the end to `look`, without moving.
     pub(super) fn ahead(
         &mut self,
         cancel: &Cancel,
         mut look: impl FnMut(&AuditRecord),
     ) -> Result<()> {
-        let file = self.reader.get_ref();
-        let before = (&mut &*file).stream_position();
-        let copy = file.try_clone();
-        let (before, copy) = before
-            .and_then(|at| Ok((at, copy?)))
-            .map_err(|e| self.failed(e))?;
-        let mut ahead = Log {
-            path: self.path.clone(),
-            reader: BufReader::with_capacity(1 << 16, copy),
-            mark: self.mark,
-            began: self.began,
-            start: self.start,
-            line: Vec::new(),
-            skipped: 0,
-            drained: false,
-            left: self.left.clone(),
-            done: (self.mark, Left::default()),
-            #[cfg(test)]
-            when_renamed: None,
-        };
-        let seek = ahead.reader.seek(SeekFrom::Start(self.mark.offset));
-        let result = seek.map_err(|e| self.failed(e)).and_then(|_| {
+        let mut file = self.reader.get_ref();
+        let before = file.stream_position().map_err(|e| self.failed(e))?;
+        let copy = file.try_clone().map_err(|e| self.failed(e))?;
+        let read = || -> Result<()> {
+            let mut ahead = Log::at(&self.path, copy, self.mark.clone(), self.left.clone())?;
             loop {
                 Cancel::check(Some(cancel))?;
                 match ahead.next()? {
@@ -179,9 +152,10 @@ impl Log {
                     Found::End => return Ok(()),
                 }
             }
-        });
+        };
+        let result = read();
         // Both share one position.
-        let back = (&mut self.reader.get_ref()).seek(SeekFrom::Start(before));
+        let back = file.seek(SeekFrom::Start(before));
         back.map_err(|e| self.failed(e))?;
         result
     }
@@ -191,43 +165,66 @@ impl Log {
             if let Some(found) = self.line()? {
                 return Ok(found);
             }
-            let found = self.reader.get_ref().metadata();
-            let length = found.map_err(|e| self.failed(e))?.len();
+            let length = self.reader.get_ref().metadata();
+            let length = length.map_err(|e| self.failed(e))?.len();
             if length < self.mark.offset + self.line.len() as u64 + self.skipped {
-                return Err(self.truncated());
+                return Err(truncated(&self.path, self.mark.offset));
             }
-            match std::fs::metadata(&self.path) {
-                Ok(found) if identity(&found) == self.mark.file => return Ok(Found::End),
-                // Renamed, and nobody has written since.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(self.failed(e)),
-                Ok(_) => {}
+            if self.is_present()? {
+                return Ok(self.end());
             }
             #[cfg(test)]
             if let Some(hook) = self.when_renamed.as_mut() {
                 hook();
             }
-            // What was written before it was renamed is there by now.
-            if !self.drained {
-                self.drained = true;
+            // What was written before the rename is there by now.
+            if !std::mem::replace(&mut self.drained, true) {
                 continue;
             }
-            let Some(next) = self.following()? else {
-                return Ok(Found::End);
+            let mut next = Next {
+                path: &self.path,
+                mark: &self.mark,
+                left: &self.left,
+                upcoming: &mut self.upcoming,
+            };
+            let Some((file, head)) = next.part()? else {
+                return Ok(self.end());
             };
             if !self.line.is_empty() || self.skipped > 0 {
                 return Ok(self.torn());
             }
-            // Its first lines may have come since it was opened.
-            self.look_at_the_beginning()?;
-            self.left.add(self.mark.first, self.began);
-            self.mark = Mark::beginning(&next);
-            self.began = next.began;
-            self.reader = BufReader::with_capacity(1 << 16, next.file);
+            if let (Some(first), None) = (self.mark.first, &self.mark.place) {
+                self.left.push(first);
+                if self.left.len() > MOST_LEFT {
+                    self.left.remove(0);
+                }
+            }
+            self.upcoming.pop_front();
+            self.mark = Mark::beginning(head);
+            self.reader = BufReader::with_capacity(1 << 16, file);
             self.reader.rewind().map_err(|e| self.failed(e))?;
             self.start = 0;
             self.drained = false;
         }
+    }
+
+    fn end(&mut self) -> Found {
+        self.drained = false;
+        Found::End
+    }
+
+    /// True if the file that is read has the log's name.
+    fn is_present(&mut self) -> Result<bool> {
+        let here = match Head::open(&self.path) {
+            Ok((_, here)) => here,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(self.failed(e)),
+        };
+        if self.mark.first.is_none() && here.first.is_some() {
+            // Its first line may have come since it was opened.
+            self.look_at_the_beginning()?;
+        }
+        Ok(here.first == self.mark.first)
     }
 
     /// The next whole line, if there is one.
@@ -259,12 +256,8 @@ impl Log {
                 return Ok(Some(self.torn()));
             }
             let line = std::mem::take(&mut self.line);
-            let record = serde_json::from_slice::<AuditRecord>(&line);
-            let at = record
-                .as_ref()
-                .map_or(UNIX_EPOCH, |record| record.timestamp);
-            self.consumed(&line, line.len() as u64, at);
-            let found = match record {
+            self.consumed(&line, line.len() as u64);
+            let found = match serde_json::from_slice::<AuditRecord>(&line) {
                 Ok(record) => Some(Found::Record(Box::new(record))),
                 Err(_) if line == b"\n" => None,
                 Err(_) => Some(Found::Torn {
@@ -284,32 +277,27 @@ impl Log {
         }
     }
 
-    /// A line was read, of which `line` is the end.
-    fn consumed(&mut self, line: &[u8], bytes: u64, at: SystemTime) {
+    /// Moves the mark behind a line, of which `line` is the end.
+    fn consumed(&mut self, line: &[u8], bytes: u64) {
         let tail = line.get(line.len().saturating_sub(TAIL)..).unwrap_or(line);
-        let mut hash = Hash::new();
-        hash.add(tail);
-        let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.start = self.mark.offset;
         self.mark.offset += bytes;
         self.mark.last = Some(Tail {
-            hash: hash.0,
+            hash: hash(tail),
             bytes: tail.len() as u64,
-            at: since.as_millis() as u64,
         });
     }
 
     fn look_at_the_beginning(&mut self) -> Result<()> {
-        let copy = self.reader.get_ref().try_clone().and_then(Part::of);
-        let part = copy.map_err(|e| self.failed(e))?;
-        (self.mark.first, self.began) = (part.first, part.began);
+        let head = Head::of(self.reader.get_ref()).map_err(|e| self.failed(e))?;
+        (self.mark.first, self.mark.place) = (head.first, head.place);
         Ok(())
     }
 
     fn torn(&mut self) -> Found {
         let bytes = self.skipped + self.line.len() as u64;
         let line = std::mem::take(&mut self.line);
-        self.consumed(&line, bytes, UNIX_EPOCH);
+        self.consumed(&line, bytes);
         self.skipped = 0;
         Found::Torn {
             offset: self.start,
@@ -317,9 +305,9 @@ impl Log {
         }
     }
 
-    /// Whether the line that was read last is still where it was: else other content has come into
-    /// the file, or it was cut.
-    fn check(&mut self) -> Result<()> {
+    /// Refuses a file that was cut or changed before the mark: the line that was read last is no
+    /// longer where it was.
+    fn check(&self) -> Result<()> {
         let Some(last) = self.mark.last else {
             return Ok(());
         };
@@ -332,206 +320,282 @@ impl Log {
             file.seek(SeekFrom::Start(before))?;
             Ok(read)
         });
-        let mut hash = Hash::new();
-        hash.add(&bytes);
         match read.map_err(|e| self.failed(e))? {
-            Ok(()) if hash.0 == last.hash => Ok(()),
+            Ok(()) if hash(&bytes) == last.hash => Ok(()),
             Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(self.failed(e)),
-            _ => Err(self.truncated()),
+            _ => Err(truncated(&self.path, self.mark.offset)),
         }
     }
 
-    /// The file that comes after this one; `None` when there is none yet. A file that is renamed
-    /// while the folder is read may be in neither place: only what is found twice is sure.
-    fn following(&self) -> Result<Option<Part>> {
-        let mut before = None;
-        for _ in 0..20 {
-            let now = self.reader.get_ref();
-            let found = match next_part(&self.path, &self.left, &self.mark, Some(now))? {
-                Scan::Next(part) => Some(part),
-                Scan::Nothing => None,
-                Scan::Moving => continue,
-            };
-            let identity = found.as_ref().and_then(|part| part.identity);
-            if before == Some(identity) {
-                return Ok(found);
-            }
-            before = Some(identity);
-        }
-        Ok(None)
-    }
-
-    /// Runs `while_locked` where no process writes any file of the log, and before one may.
+    /// Runs `while_locked` if no process writes the log, and before one may.
     pub(super) fn unwritten<R>(
         &mut self,
         while_locked: impl FnOnce(&mut Log) -> Result<R>,
     ) -> Result<Option<R>> {
-        if !is_unwritten(self.reader.get_ref()) {
-            return Ok(None);
-        }
-        let others = lock_all(&self.path, self.mark.file).map_err(|e| self.failed(e));
-        // They may be locked no longer once the reader has gone on: whoever it was is at the end.
-        let locked = self.reader.get_ref().try_clone();
-        let result = match others {
-            Ok(Some(_others)) => while_locked(self).map(Some),
-            Ok(None) => Ok(None),
-            Err(e) => Err(e),
+        let lock = match File::open(lock_of(&self.path)) {
+            Ok(lock) if try_lock(&lock) => Some(lock),
+            // Only writers make it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            _ => return Ok(None),
         };
-        // Its lock has to be given back by hand: it stays open.
-        if let Ok(locked) = locked {
-            let _ = locked.unlock();
-        }
+        let result = while_locked(self).map(Some);
+        drop(lock);
         result
     }
 
     fn failed(&self, error: io::Error) -> Error {
         unread(&self.path, error)
     }
+}
 
-    fn truncated(&self) -> Error {
-        truncated(&self.path, self.mark.offset)
+/// The file that has the log's name, and its beginning.
+fn present(path: &Path) -> Result<Option<(File, Head)>> {
+    match Head::open(path) {
+        Ok((_, head)) if head.is_foreign => Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!(
+                "{} is no audit log: give the file that --audit wrote",
+                path.display()
+            ),
+        )),
+        Ok(found) => Ok(Some(found)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(unopened(path).with_source(e)),
     }
 }
 
-/// The files that were renamed before the first run: it does not read them.
-pub(super) fn renamed(path: &Path) -> Result<Left> {
-    let mut left = Left::default();
+/// The first lines of the parts that were renamed before the first run, which does not read them.
+/// Where the log's own file has a number, theirs are known to be lower.
+pub(super) fn parts_before(path: &Path, is_numbered: bool) -> Result<Vec<u64>> {
+    let mut left = Vec::new();
     for sibling in siblings(path).map_err(|e| unread(path, e))? {
-        if let Some(other) = Part::open(&sibling).ok().filter(|_| sibling != path) {
-            left.add(other.first, other.began);
-        }
+        let head = Head::open(&sibling).map(|(_, head)| head);
+        let head = head.ok().filter(|head| head.began.is_some());
+        left.extend(
+            head.filter(|head| !is_numbered || head.place.is_none())
+                .and_then(|h| h.first),
+        );
     }
     Ok(left)
 }
 
-/// What the folder shows.
-enum Scan {
-    Next(Part),
-    Nothing,
-    /// A file was renamed or removed meanwhile.
-    Moving,
+/// The search for the part that comes next.
+struct Next<'a> {
+    path: &'a Path,
+    mark: &'a Mark,
+    left: &'a [u64],
+    /// What an earlier search found.
+    upcoming: &'a mut VecDeque<Part>,
 }
 
-/// The file that comes after the one at `mark`, which is `now`.
-fn next_part(path: &Path, left: &Left, mark: &Mark, now: Option<&File>) -> Result<Scan> {
-    let modified = now.and_then(|file| file.metadata().ok()?.modified().ok());
-    let last = mark.last.filter(|last| last.at > 0);
-    let last = last.and_then(|last| UNIX_EPOCH.checked_add(Duration::from_millis(last.at)));
-    let since = ended(modified, last);
-    let mut present: Option<Part> = None;
-    let mut next: Option<(Part, (Option<SystemTime>, SystemTime))> = None;
-    let all = siblings(path).map_err(|e| unread(path, e))?;
-    for sibling in &all {
-        let found = match Part::open(sibling) {
-            Ok(found) => found,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Scan::Moving),
-            // A folder, or nothing of ours.
-            Err(_) => continue,
-        };
-        // The present file comes last, whatever its clock said.
-        if sibling == path {
-            present = Some(found);
-            continue;
+impl Next<'_> {
+    /// The part that comes next; `None` while there is none.
+    fn part(&mut self) -> Result<Option<(File, Head)>> {
+        let mut problem = None;
+        for _ in 0..20 {
+            if let Some(part) = self.upcoming.front() {
+                match Head::open(&part.path) {
+                    Ok((file, head)) if head.first == part.head.first => {
+                        return Ok(Some((file, head)));
+                    }
+                    // Renamed once more.
+                    _ => self.upcoming.clear(),
+                }
+            }
+            // Opened before the search: a rename in between shows there.
+            let here = present(self.path)?;
+            let head = here.as_ref().map(|(_, head)| head.clone());
+            let parts = self.unread(head.as_ref())?;
+            let firsts =
+                |parts: &VecDeque<Part>| Vec::from_iter(parts.iter().map(|p| p.head.first));
+            // A file that is renamed during a search may be missing from it.
+            if firsts(&parts) != firsts(&self.unread(head.as_ref())?) {
+                continue;
+            }
+            let first = parts.front().map(|part| (&part.path, &part.head));
+            let next = match (first, &here) {
+                (Some((path, head)), _) => (path.as_path(), head),
+                (None, Some((_, head))) if head.first.is_some() => (self.path, head),
+                _ => return Ok(None),
+            };
+            problem = self.check(next.0, next.1).err();
+            if problem.is_some() {
+                continue;
+            }
+            match parts.is_empty() {
+                true => return Ok(here),
+                false => *self.upcoming = parts,
+            }
         }
-        if is_compressed(sibling)
-            && since.is_some()
-            && found.modified > since
-            && !all.contains(&sibling.with_extension(""))
-        {
-            return Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!(
-                    "{} was compressed before it was forwarded: decompress it, and compress \
-                     later from now on (delaycompress)",
-                    sibling.display()
-                ),
-            ));
-        }
-        let (Some(first), Some(began)) = (found.first, found.began) else {
-            continue;
-        };
-        // A copy of what was read, or is read now, is no further part.
-        if Some(first) == mark.first || left.holds(first, began) {
-            continue;
-        }
-        let order = (found.ended().map_err(|e| unread(path, e))?, began);
-        let is_next = |(next, before): &(Part, _)| match found.first == next.first {
-            // Of copies the longest.
-            true => found.length > next.length,
-            false => order < *before,
-        };
-        if next.as_ref().is_none_or(is_next) {
-            next = Some((found, order));
-        }
+        problem.map_or(Ok(None), Err)
     }
-    let next = next.map(|(next, _)| next);
-    Ok(next.or(present).map_or(Scan::Nothing, Scan::Next))
+
+    /// The renamed parts that are still to be read, in the order of writing.
+    fn unread(&self, here: Option<&Head>) -> Result<VecDeque<Part>> {
+        let of = |head: &Head| head.place.as_ref().map(|place| place.log.clone());
+        let own = self.mark.place.as_ref().map(|place| place.log.clone());
+        let id = own
+            .or_else(|| here.and_then(of))
+            .or_else(|| id_of(self.path));
+        let mut parts = renamed(self.path, id.as_deref()).map_err(|e| unread(self.path, e))?;
+        let is_now = |part: &Part| part.head.first == self.mark.first;
+        let now = parts
+            .iter()
+            .find(|part| is_now(part))
+            .map(|part| by_name(&part.path));
+        // Of copies the longest.
+        let mut longest: HashMap<u64, u64> = HashMap::new();
+        for part in &parts {
+            let most = longest
+                .entry(part.head.first.unwrap_or_default())
+                .or_default();
+            *most = part.length.max(*most);
+        }
+        parts.retain(|part| {
+            let first = part.head.first.unwrap_or_default();
+            let is_before = match (&self.mark.place, &part.head.place) {
+                (Some(now), Some(place)) => place.part < now.part,
+                _ => false,
+            };
+            let is_copy = longest.get(&first) != Some(&part.length);
+            let is_here = here.is_some_and(|here| here.first == part.head.first);
+            let is_next = !(is_before || is_copy || is_here || is_now(part));
+            if is_next {
+                longest.remove(&first);
+            }
+            is_next && !self.left.contains(&first)
+        });
+        // Numbers count up or down from one rotation to the next, and the part that was read
+        // before tells which.
+        let unnumbered = parts
+            .iter()
+            .filter(|part| part.head.place.is_none())
+            .count();
+        if let (Some(now), Some(parts)) = (now, parts.get_mut(..unnumbered)) {
+            parts.sort_by_key(|part| by_name(&part.path));
+            if parts.last().is_some_and(|part| by_name(&part.path) < now) {
+                parts.reverse();
+            }
+        }
+        Ok(parts.into())
+    }
+
+    /// Refuses a file that does not continue the part that was read before.
+    fn check(&self, path: &Path, next: &Head) -> Result<()> {
+        let Some(now) = &self.mark.place else {
+            return self.check_compressed();
+        };
+        let problem = match &next.place {
+            Some(next) if next.log == now.log && next.part <= now.part + 1 => return Ok(()),
+            Some(next) if next.log == now.log => format!(
+                "part {} of the log is missing before {}: bring it back into the folder under a \
+                 name that begins with the log's, decompressed",
+                now.part + 1,
+                path.display()
+            ),
+            _ => format!(
+                "{} does not continue the log, whose last part is {}: rotate by renaming (no \
+                 copytruncate), and bring the right file back",
+                path.display(),
+                now.part
+            ),
+        };
+        Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("{problem}; to go on without it, remove the cursor"),
+        ))
+    }
+
+    /// Refuses to go on where the name of a compressed file without a number is between that of
+    /// the part that was read and the log's.
+    fn check_compressed(&self) -> Result<()> {
+        let Some(first) = self.mark.first else {
+            return Ok(());
+        };
+        let others = siblings(self.path).map_err(|e| unread(self.path, e))?;
+        let is_now =
+            |other: &&PathBuf| Head::open(other).is_ok_and(|(_, h)| h.first == Some(first));
+        let Some(now) = others.iter().find(is_now) else {
+            return Ok(());
+        };
+        let counts_down = now.extension().is_some_and(|number| {
+            let number = number.as_encoded_bytes();
+            number.len() < 6 && number.iter().all(u8::is_ascii_digit)
+        });
+        let now = by_name(now);
+        for other in others.iter().filter(|other| is_compressed(other)) {
+            let name = by_name(&other.with_extension(""));
+            if name != now && counts_down == (name < now) {
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    format!(
+                        "{} was compressed before it was forwarded: decompress it, and compress \
+                         later from now on (delaycompress)",
+                        other.display()
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Where the cursor stands.
-enum Located {
-    At(Part),
-    /// It stood at the beginning of a file that was empty, and has gone.
-    Nowhere(Option<Part>),
+fn is_compressed(path: &Path) -> bool {
+    let ending = path.extension().unwrap_or_default();
+    ["gz", "zst", "xz", "bz2", "lz4"]
+        .iter()
+        .any(|known| ending == *known)
+}
+
+/// Orders names that end in numbers.
+fn by_name(path: &Path) -> (usize, PathBuf) {
+    (path.as_os_str().len(), path.to_owned())
 }
 
 /// The file in which the cursor stands, which may have been renamed since; `None` when no file has
 /// the log's name either.
-fn located(path: &Path, here: Option<Part>, wanted: &Mark) -> Result<Option<Located>> {
-    let matches = |found: &Part| match wanted.first {
-        Some(_) => found.first == wanted.first,
-        None => found.identity == wanted.file,
-    };
-    let is_itself = |found: &Part| matches(found) && found.identity == wanted.file;
-    let at = |part| Ok(Some(Located::At(part)));
-    let was_cut = here
-        .as_ref()
-        .is_some_and(|here| here.identity == wanted.file && here.identity.is_some());
-    let mut copy: Option<Part> = None;
-    let (mut here, is_here) = match here {
-        Some(here) if is_itself(&here) => return at(here),
-        here => {
-            let is_here = here.as_ref().is_some_and(matches);
-            (here, is_here)
-        }
-    };
-    for sibling in siblings(path).unwrap_or_default() {
-        let Ok(found) = Part::open(&sibling) else {
+fn found(path: &Path, here: Option<(File, Head)>, wanted: &Mark) -> Result<Option<File>> {
+    let is_it = |head: &Head| head.first == wanted.first;
+    let mut best: Option<(u64, File)> = None;
+    let mut compressed = None;
+    let is_absent = here.is_none();
+    let others = siblings(path).map_err(|e| unread(path, e))?;
+    let others = others
+        .into_iter()
+        .map(|other| (Head::open(&other).ok(), other));
+    for (found, name) in [(here, path.to_owned())].into_iter().chain(others) {
+        let Some((file, _)) = found.filter(|(_, head)| is_it(head)) else {
+            if is_compressed(&name) {
+                compressed = Some(name);
+            }
             continue;
         };
-        if is_itself(&found) {
-            return at(found);
-        }
-        // Restored or moved to another disk: the same lines under another number.
-        let is_longer = |copy: &Part| copy.length < found.length;
-        if matches(&found) && copy.as_ref().is_none_or(is_longer) {
-            copy = Some(found);
+        let length = file.metadata().map_err(|e| unread(&name, e))?.len();
+        // Of copies the longest.
+        if best.as_ref().is_none_or(|(most, _)| length > *most) {
+            best = Some((length, file));
         }
     }
-    if let Some(here) = here.take_if(|_| is_here) {
-        return at(here);
-    }
-    if let Some(copy) = copy {
-        return at(copy);
-    }
-    if wanted.offset == 0 {
-        return Ok(Some(Located::Nowhere(here)));
-    }
-    if here.is_none() {
-        return Ok(None);
-    }
-    Err(match was_cut {
-        true => truncated(path, wanted.offset),
-        false => Error::new(
-            ErrorKind::InvalidInput,
-            format!(
-                "the cursor belongs to another file than {}: give its own, or bring the rotated \
-                 file that it stands in back into the folder; without a cursor the file is \
-                 forwarded from its beginning",
-                path.display()
-            ),
+    let problem = match (best, compressed) {
+        (Some((length, _)), _) if length < wanted.offset => {
+            return Err(truncated(path, wanted.offset));
+        }
+        (Some((_, file)), _) => return Ok(Some(file)),
+        (None, Some(name)) => format!(
+            "the rotated file that the cursor stands in is gone: if {} is that file, decompress \
+             it, and compress later from now on (delaycompress)",
+            name.display()
         ),
-    })
+        (None, None) if is_absent => return Ok(None),
+        (None, None) => format!(
+            "the cursor belongs to another file than {}, or the file was truncated: rotate by \
+             renaming (no copytruncate), and bring the file that it stands in back into the \
+             folder, under a name that begins with the log's; without a cursor the log is \
+             forwarded from its beginning",
+            path.display()
+        ),
+    };
+    Err(Error::new(ErrorKind::InvalidInput, problem))
 }
 
 fn unread(path: &Path, error: io::Error) -> Error {
@@ -560,14 +624,6 @@ fn truncated(path: &Path, offset: u64) -> Error {
         ),
     )
 }
-
-fn is_compressed(path: &Path) -> bool {
-    let ending = path.extension().unwrap_or_default();
-    ["gz", "zst", "xz", "bz2", "lz4"]
-        .iter()
-        .any(|known| ending == *known)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::failed;
 use super::log::Found;
-use super::{LOOK_EVERY, Run, SETTLE_AFTER, SETTLE_AGAIN, is_applied};
+use super::run::{LOOK_EVERY, Run, is_applied, on_one_version, rules_out};
 use crate::client::Client;
 use crate::error::{ErrorKind, Result};
 use crate::report::audit::{AuditFile, AuditPhase, AuditRecord, AuditSink};
@@ -12,6 +13,11 @@ use crate::store::{Participant, Target, TargetKind, TargetState};
 use crate::util::clock::sleep_unless;
 use crate::util::sync::Cancel;
 
+/// How old an intent is before what became of it is read.
+const SETTLE_AFTER: Duration = Duration::from_secs(3);
+/// How long a write that could not be settled is left alone.
+const SETTLE_AGAIN: Duration = Duration::from_secs(30);
+
 /// What a read says about a write.
 enum Verdict {
     InPlace,
@@ -19,26 +25,8 @@ enum Verdict {
     Unknown(String),
 }
 
-/// Whether both go to the same target, on top of the same version.
-fn on_one_version(one: &AuditRecord, other: &AuditRecord) -> bool {
-    one.id != other.id
-        && one.target != TargetKind::Participant
-        && one.previous_version.is_some()
-        && one.previous_version == other.previous_version
-        && one.target == other.target
-        && one.conversation_id == other.conversation_id
-        && one.resource_id == other.resource_id
-}
-
-/// Whether an outcome shows that another write was not applied: of writes on top of one version a
-/// lock lets only one through. One that was found in place may be the other one's.
-pub(super) fn rules_out(outcome: &AuditRecord, other: &AuditRecord) -> bool {
-    outcome.status == Status::Applied && on_one_version(outcome, other)
-}
-
 impl Run<'_> {
-    /// Looks whether anybody writes the log; where nobody does, the intents that have no outcome
-    /// will get none.
+    /// Looks for writers of the log. Without one, the intents that have no outcome get none.
     pub(super) fn find_orphans(&mut self) -> Result<()> {
         if self.pending.iter().all(|pending| pending.is_orphan()) {
             return Ok(());
@@ -121,10 +109,17 @@ impl Run<'_> {
     }
 
     /// How long to wait: a request may outlive the process that sent it, and what it wrote may not
-    /// show at once.
-    fn too_young(&self, intent: &AuditRecord) -> Duration {
+    /// show at once. A record that is dated in the future waits no longer than others.
+    fn too_young(&mut self, intent: &AuditRecord) -> Duration {
+        let now = self.of.clock.now();
+        let mut pending = self.pending.iter_mut();
+        let seen = pending.find(|one| one.record.id == intent.id);
+        let since = seen.map_or(now, |one| *one.since.get_or_insert(now));
         let age = self.of.clock.wall().duration_since(intent.timestamp);
-        SETTLE_AFTER.saturating_sub(age.unwrap_or_default())
+        let age = age
+            .unwrap_or_default()
+            .max(now.saturating_duration_since(since));
+        SETTLE_AFTER.saturating_sub(age)
     }
 
     fn settle_one(&mut self, client: &Client, intent: AuditRecord) -> Result<()> {
@@ -189,11 +184,11 @@ impl Run<'_> {
             ..intent
         };
         let append = || {
-            let log = AuditFile::join(self.log.path())?;
+            let log = AuditFile::of_others(self.log.path());
             log.record(&outcome)?;
             log.flush()
         };
-        append().map_err(|e| super::failed("the audit file", self.log.path(), "appended to", e))?;
+        append().map_err(|e| failed("the audit file", self.log.path(), "appended to", e))?;
         self.report.settled += 1;
         self.settled(&outcome)
     }

@@ -49,10 +49,12 @@ pub struct Webhook {
     clock: Arc<dyn Clock>,
 }
 
-/// What the receiver will not take, however often it is sent.
-const FINAL: [u16; 9] = [400, 401, 403, 404, 405, 410, 413, 415, 422];
+/// Statuses of a receiver that does not take this event, however often it is sent.
+const FINAL: [u16; 4] = [400, 413, 415, 422];
+/// Statuses of a receiver that takes no events: the address is wrong, or the credentials.
+const UNAVAILABLE: [u16; 6] = [401, 403, 404, 405, 407, 410];
 
-/// The header fields that are the webhook's own.
+/// The header fields that the webhook sets itself.
 const OWN: [&str; 9] = [
     "accept",
     "connection",
@@ -170,6 +172,18 @@ impl Webhook {
         self.rebuilt()
     }
 
+    /// Sends to other than loopback hosts through this proxy, such as
+    /// `http://user:password@proxy:8080`. Default: what `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY`
+    /// and `NO_PROXY` say.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] when it is no address of a proxy.
+    pub fn proxy(mut self, url: impl Into<String>) -> Result<Webhook> {
+        self.options.proxy = ProxyChoice::Url(Secret::new(url));
+        self.rebuilt()
+    }
+
     fn rebuilt(mut self) -> Result<Webhook> {
         self.transport = Arc::new(UreqTransport::new(&self.options)?);
         Ok(self)
@@ -216,7 +230,7 @@ impl Webhook {
     }
 
     fn post(&self, id: &str, body: &[u8]) -> std::result::Result<(), Undelivered> {
-        // It goes into a header field, and whoever sends it again would fail again.
+        // It goes into a header field.
         if id.is_empty() || !id.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(Undelivered::Never {
                 error: Error::new(
@@ -287,7 +301,12 @@ impl Webhook {
                 ": the event is too large for it",
             ),
             429 => (ErrorKind::RateLimited, ": it asks to slow down"),
-            400 | 405 | 415 | 422 => (
+            405 => (
+                ErrorKind::InvalidInput,
+                ": it takes no POST; check the webhook's address",
+            ),
+            407 => (ErrorKind::Auth, ": the proxy wants other credentials"),
+            400 | 415 | 422 => (
                 ErrorKind::InvalidInput,
                 ": it does not take such events; check the webhook's address",
             ),
@@ -296,22 +315,24 @@ impl Webhook {
         };
         let wait = response.header("retry-after");
         let is_final = FINAL.contains(&status);
+        let is_unavailable = UNAVAILABLE.contains(&status) || (300..=399).contains(&status);
         let error = Error::new(
             kind,
             format!("the receiver at {host} answered {status}{advice}"),
         )
         .with_http_status(status)
         .with_retry_after(wait.and_then(|text| date::retry_after(text, self.clock.wall())))
-        .with_transient(!is_final);
+        .with_transient(!is_final && !is_unavailable);
         let answer = match &response.body {
             Body::Whole(bytes) | Body::TooLarge(bytes) => {
                 String::from_utf8_lossy(bytes).chars().take(SHOWN).collect()
             }
             _ => String::new(),
         };
-        match is_final {
-            true => Undelivered::Never { error, answer },
-            false => Undelivered::Later { error, answer },
+        match (is_final, is_unavailable) {
+            (true, _) => Undelivered::Never { error, answer },
+            (_, true) => Undelivered::Unavailable { error, answer },
+            _ => Undelivered::Later { error, answer },
         }
     }
 }
@@ -322,7 +343,7 @@ impl Sink for Webhook {
     }
 }
 
-/// Shows no more of the URL than its host: who has the rest can send there too.
+/// Shows only the host of the URL: the rest may hold a token.
 impl fmt::Debug for Webhook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let headers = self.headers.iter().map(|(name, _)| name);

@@ -5,19 +5,21 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::report::audit::parts::{
-    Identity, Part, identity, is_torn, is_unwritten, lock_all, lock_shared, siblings, sync_folder,
+    Head, Place, id_of, is_torn, lock_of, lock_shared, open_lock, private, renamed, sync_folder,
+    try_lock,
 };
 use crate::report::audit::{AuditPhase, AuditRecord, AuditSink};
 use crate::report::receipt::Status;
 use crate::util::clock::{Clock, SystemClock};
 use crate::util::process::Process;
+use crate::util::random::unique_name;
 use crate::util::sync::lock;
 use crate::values::kind::TargetKind;
 
@@ -26,17 +28,21 @@ use crate::values::kind::TargetKind;
 ///
 /// - What is written survives the end of the process; a power loss only with
 ///   [`sync`](AuditFile::sync).
-/// - A new file is readable by its owner only (0600 on Unix), since records may hold values.
-/// - A file that was renamed or removed under it (a rotation) is noticed by the next record, which
-///   goes to a new file of the old name, and may be at the end of the old one too. One that is
-///   copied and cut (`copytruncate`) cannot be forwarded from.
-/// - Several processes may append to one file. A line that one of them could not finish does not
-///   swallow the next one: that is written on a line of its own.
-/// - While it lives it holds a shared lock on the file, by which a reader sees whether an intent
-///   without outcome may still get one. Where it is opened and nobody else writes the log, although
-///   there may be intents without outcome, it appends a record of the phase
-///   [`Opened`](AuditPhase::Opened): what has no outcome by then gets none from its writer.
+/// - A new file is readable by its owner only (0600 on Unix), since records may hold values. A file
+///   that holds something else than audit records is refused.
+/// - The next record after the file was renamed or removed (a rotation) goes to a new file of the
+///   old name, and may be at the end of the old one too. The first record of each file says which
+///   part of the log it is (`log` and `part`). One that is copied and cut (`copytruncate`) cannot
+///   be forwarded from.
+/// - Several processes may append to one file. A line that a process could not finish does not
+///   swallow the next one, which begins a line of its own.
+/// - A writer holds a shared lock on the file of the same name with `.lock` after it, by which a
+///   reader sees whether an intent without outcome may still get one. A writer that begins alone
+///   after a crash appends a record of the phase [`Opened`](AuditPhase::Opened): an intent before
+///   it that has no outcome yet gets none from its writer.
 /// - A forked child must open a file of its own: records to its parent's are errors there.
+/// - A pipe or a device is only written to. A pipe without a reader, or whose reader does not read
+///   for 5 s, is a failing sink.
 ///
 /// ```
 /// use genesys_attributes::audit::AuditFile;
@@ -48,70 +54,81 @@ use crate::values::kind::TargetKind;
 ///     .audit(log)
 ///     .audit_values(true)
 ///     .build()?;
-/// # std::fs::remove_file(path)?;
+/// # std::fs::remove_file(&path)?;
+/// # std::fs::remove_file(path.with_extension("jsonl.lock"))?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct AuditFile {
     process: Process,
     path: PathBuf,
     sync: bool,
-    state: Mutex<Open>,
+    /// Says where it begins to write alone.
+    announces: bool,
+    /// `None` before the first record of a file that is opened later.
+    state: Mutex<Option<Open>>,
 }
 
 struct Open {
     file: File,
-    /// `None` where a rotation is not noticed: on systems without inodes, and for what is no file.
-    identity: Option<Identity>,
-    is_regular: bool,
+    /// The lock and the id of the log; `None` for a pipe or a device.
+    log: Option<(File, String)>,
+    /// Which part of the log the file is.
+    part: u64,
+    /// The file has its first record.
+    is_begun: bool,
     /// Where the last line of this process ends; `None` when that is not known.
     end: Option<u64>,
     /// The next line begins with a line end.
     torn: bool,
-    /// When it was last seen that the file has its name.
+    /// The reader of the pipe has stopped reading.
+    stalled: bool,
+    /// When the file was last seen to have its name.
     looked: Option<Instant>,
-    /// Its name is on the disk as well.
+    /// The file's name is on the disk as well.
     is_named: bool,
 }
 
-/// After so long without a record, the file's name is looked at before the next one too: else each
-/// rotation would leave a record in both files.
+/// How long the file's name is believed, so that most records need one look at it.
 const LOOK_AFTER: Duration = Duration::from_millis(10);
-
-/// Options for a file that only its owner may read, where it is new.
-pub(crate) fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.mode(0o600);
-    }
-    options
-}
+/// How long a record waits for the reader of a pipe.
+const PIPE_WAIT: Duration = match cfg!(test) {
+    true => Duration::from_millis(20),
+    false => Duration::from_secs(5),
+};
+const PIPE_STEP: Duration = Duration::from_millis(5);
 
 impl AuditFile {
     /// Opens the file to append to, and makes it where there is none.
     ///
     /// # Errors
     ///
-    /// Those of opening and locking it; `TimedOut` where another program keeps it locked.
+    /// Those of opening it and the `.lock` file beside it; `InvalidInput` where it holds something
+    /// else than audit records; `TimedOut` where another program keeps the log locked.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<AuditFile> {
-        let path = path.into();
-        let state = Open::first(&path)?;
-        Ok(AuditFile::new(path, state))
+        let file = AuditFile::lazy(path);
+        *lock(&file.state) = Some(Open::log(&file.path, true)?);
+        Ok(file)
     }
 
-    /// Appends what was found out about other writers, which is not to begin to write.
-    #[cfg(feature = "forward")]
-    pub(crate) fn join(path: &Path) -> io::Result<AuditFile> {
-        Ok(AuditFile::new(path.to_owned(), Open::at(path)?))
-    }
-
-    fn new(path: PathBuf, state: Open) -> AuditFile {
+    /// The file, to be opened with its first record: a client that only reads makes none.
+    ///
+    /// Where it cannot be opened, the records fail.
+    pub fn lazy(path: impl Into<PathBuf>) -> AuditFile {
         AuditFile {
             process: Process::current(),
-            path,
+            path: path.into(),
             sync: false,
-            state: Mutex::new(state),
+            announces: true,
+            state: Mutex::new(None),
+        }
+    }
+
+    /// A file for outcomes that were found out about other writers.
+    #[cfg(feature = "forward")]
+    pub(crate) fn of_others(path: &Path) -> AuditFile {
+        AuditFile {
+            announces: false,
+            ..AuditFile::lazy(path)
         }
     }
 
@@ -125,115 +142,155 @@ impl AuditFile {
 }
 
 impl Open {
-    fn at(path: &Path) -> io::Result<Open> {
-        loop {
-            let file = appending(path)?;
-            lock_shared(&file)?;
-            if let Some(open) = Open::of(file, path)? {
-                return Ok(open);
-            }
+    /// Joins the writers of a log.
+    fn log(path: &Path, announces: bool) -> io::Result<Open> {
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Open::stream(path);
         }
+        // A foreign file is refused before anything is made beside it.
+        let mut open = Open::at(path, None, 0)?;
+        let locked = |e| {
+            named(
+                e,
+                &lock_of(path),
+                "the folder of an audit file must be writable",
+            )
+        };
+        let mut file = open_lock(path).map_err(locked)?;
+        if try_lock(&file) {
+            let place = Head::of(&open.file)?.place;
+            let known = place.map(|place| place.log).or_else(|| id_of(path));
+            let id = known.unwrap_or_else(unique_name);
+            file.set_len(0)?;
+            file.rewind()?;
+            file.write_all(id.as_bytes())?;
+            open = Open::at(path, Some((file.try_clone()?, id)), 0)?;
+            if announces && open.may_hold_orphans()? {
+                let line = line(&opened())?;
+                open.write(path, &line, false)?;
+            }
+            // No update of this process is in flight yet, so others may hold it for a moment.
+            file.unlock()?;
+        }
+        lock_shared(&file)?;
+        let id = id_of(path).unwrap_or_default();
+        Open::at(path, Some((file, id)), open.part.saturating_sub(1))
     }
 
-    /// Begins to write, and says so where that tells a reader something.
-    fn first(path: &Path) -> io::Result<Open> {
-        loop {
-            let file = appending(path)?;
-            let is_regular = file.metadata()?.is_file();
-            if !is_regular || !is_unwritten(&file) {
-                break;
-            }
-            let Some(mut open) = Open::of(file, path)? else {
-                continue;
-            };
-            let others = lock_all(path, open.identity)?;
-            if others.is_some() && may_hold_orphans(path, &open.file)? {
-                let mut line = vec![b'\n'];
-                serde_json::to_writer(&mut line, &opened())?;
-                line.push(b'\n');
-                let line = line.get(usize::from(!open.torn)..).unwrap_or_default();
-                open.file.write_all(line)?;
-            }
-            break;
+    /// Opens the part of the log that has the log's name, which comes after the part `after`.
+    fn at(path: &Path, log: Option<(File, String)>, after: u64) -> io::Result<Open> {
+        let file = private().read(true).append(true).create(true).open(path)?;
+        let head = Head::of(&file)?;
+        if head.is_foreign {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it holds something else than audit records: give another file",
+            ));
         }
-        // The locks are let go before: nothing of this process is in flight yet.
-        Open::at(path)
-    }
-
-    /// `None` where it was renamed before it was locked: nobody may be looking at it any more.
-    fn of(file: File, path: &Path) -> io::Result<Option<Open>> {
-        let metadata = file.metadata()?;
-        let is_regular = metadata.is_file();
-        let identity = identity(&metadata).filter(|_| is_regular);
-        if identity.is_some() && !is_at(path, identity) {
-            return Ok(None);
-        }
-        Ok(Some(Open {
-            torn: is_regular && is_torn(&file, metadata.len())?,
-            end: Some(metadata.len()),
+        let part = match (head.place, &log) {
+            (Some(place), _) => place.part,
+            (None, None) => 0,
+            (None, Some((_, id))) => {
+                let parts = renamed(path, Some(id))?;
+                let numbers = parts.iter().map(|part| match &part.head.place {
+                    Some(place) => place.part,
+                    None => 1,
+                });
+                numbers.max().unwrap_or(0).max(after) + 1
+            }
+        };
+        let end = file.metadata()?.len();
+        Ok(Open {
+            torn: is_torn(&file, end)?,
+            end: Some(end),
+            is_begun: head.began.is_some(),
+            part,
+            log,
             file,
-            identity,
-            is_regular,
+            stalled: false,
             looked: None,
             is_named: false,
-        }))
+        })
+    }
+
+    /// Opens a pipe or a device, and waits a moment for the reader of a pipe.
+    fn stream(path: &Path) -> io::Result<Open> {
+        let mut options = File::options();
+        options.write(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, NONBLOCK);
+        let mut waited = Duration::ZERO;
+        let file = loop {
+            match options.open(path) {
+                Err(e) if is_unread(&e) && waited < PIPE_WAIT => {
+                    SystemClock.sleep(PIPE_STEP);
+                    waited += PIPE_STEP;
+                }
+                Err(e) if is_unread(&e) => {
+                    return Err(named(
+                        e,
+                        path,
+                        "no program reads the pipe: start its reader first",
+                    ));
+                }
+                opened => break opened?,
+            }
+        };
+        Ok(Open {
+            file,
+            log: None,
+            part: 0,
+            is_begun: true,
+            end: None,
+            torn: false,
+            stalled: false,
+            looked: None,
+            is_named: true,
+        })
     }
 
     /// Writes a line, which is given with a line end before it as well.
     fn write(&mut self, path: &Path, line: &[u8], sync: bool) -> io::Result<()> {
         const TRIES: usize = 8;
-        let mut line = Cow::Borrowed(line);
         for _ in 0..TRIES {
             let now = SystemClock.now();
             let is_seen = |at| now.saturating_duration_since(at) < LOOK_AFTER;
-            if self.identity.is_some()
-                && !self.looked.is_some_and(is_seen)
-                && !is_at(path, self.identity)
-            {
-                // The new one is locked before the old one is let go.
-                *self = Open::at(path)?;
+            if !self.looked.is_some_and(is_seen) && self.is_renamed(path)? {
+                self.go_on(path)?;
             }
+            let line = self.placed(line)?;
             let bytes = line.get(usize::from(!self.torn)..).unwrap_or_default();
             let expected = self.end.map(|end| end + bytes.len() as u64);
             // In case that it fails half-way.
             let began_anew = std::mem::replace(&mut self.torn, true);
             self.end = None;
-            self.file.write_all(bytes)?;
+            self.write_all(bytes)?;
+            self.torn = false;
+            self.is_begun = true;
+            if self.log.is_none() {
+                return Ok(());
+            }
             if sync {
                 self.file.sync_data()?;
-                if !std::mem::replace(&mut self.is_named, true) && self.is_regular {
+                if !std::mem::replace(&mut self.is_named, true) {
                     sync_folder(path)?;
                 }
             }
-            self.torn = false;
-            if !self.is_regular {
-                return Ok(());
-            }
-            let found = std::fs::metadata(path);
-            if self.identity.is_some()
-                && !found
-                    .as_ref()
-                    .is_ok_and(|found| identity(found) == self.identity)
-            {
-                // Renamed meanwhile: a reader may have read it to its end already. So it is
-                // written again, into the new one, and may be read twice. With one more empty
-                // line before it no two files begin alike.
-                *self = Open::at(path)?;
-                self.torn = true;
-                if began_anew {
-                    line.to_mut().insert(0, b'\n');
-                }
+            if self.is_renamed(path)? {
+                // A reader may have read the old file to its end already: the record is written
+                // again, into the new file, and may be read twice.
+                self.go_on(path)?;
                 continue;
             }
             self.looked = Some(now);
+            let length = self.file.metadata()?.len();
             self.end = match expected {
-                // Nothing came between.
-                Some(end) if found.is_ok_and(|found| found.len() == end) => Some(end),
+                Some(end) if length == end => Some(end),
                 _ => {
                     let end = self.file.stream_position()?;
                     let start = end.saturating_sub(bytes.len() as u64);
-                    // What came between lacks its end, and swallowed the line: it is written
-                    // again, on a line of its own.
+                    // Another process died in the middle of a line, which swallowed this one: it
+                    // is written again, on a line of its own.
                     if !began_anew && is_torn(&self.file, start)? {
                         continue;
                     }
@@ -244,57 +301,142 @@ impl Open {
         }
         Ok(())
     }
-}
 
-fn appending(path: &Path) -> io::Result<File> {
-    private().read(true).append(true).create(true).open(path)
-}
-
-fn is_at(path: &Path, wanted: Option<Identity>) -> bool {
-    std::fs::metadata(path).is_ok_and(|found| identity(&found) == wanted)
-}
-
-/// Whether an intent without outcome may be in the log, for which no record of this kind stands
-/// yet. Only the end of the log is read.
-fn may_hold_orphans(path: &Path, mut file: &File) -> io::Result<bool> {
-    const TAIL: u64 = 1 << 16;
-    let length = file.metadata()?.len();
-    let from = length.saturating_sub(TAIL);
-    file.seek(SeekFrom::Start(from))?;
-    let mut is_known = from == 0 && siblings(path)?.iter().all(|other| !is_part(path, other));
-    let mut pending: HashSet<String> = HashSet::new();
-    for line in BufReader::new(file).split(b'\n') {
-        let line = line?;
-        let Ok(record) = serde_json::from_slice::<AuditRecord>(&line) else {
-            continue;
+    /// The first record of a file says which part of the log the file is.
+    fn placed<'l>(&self, line: &'l [u8]) -> io::Result<Cow<'l, [u8]>> {
+        let (Some((_, id)), false) = (&self.log, self.is_begun) else {
+            return Ok(Cow::Borrowed(line));
         };
-        match record.phase {
-            AuditPhase::Opened => {
-                pending.clear();
-                is_known = true;
-            }
-            AuditPhase::Intent => drop(pending.insert(record.id)),
-            AuditPhase::Outcome => drop(pending.remove(&record.id)),
-        }
+        let place = Place {
+            log: id.clone(),
+            part: self.part,
+        };
+        let mut record = line.strip_suffix(b"}\n").unwrap_or(line).to_vec();
+        let place = serde_json::to_vec(&place)?;
+        record.push(b',');
+        record.extend_from_slice(place.get(1..).unwrap_or_default());
+        record.push(b'\n');
+        Ok(Cow::Owned(record))
     }
-    Ok(!is_known || !pending.is_empty())
+
+    /// Opens the file that has the log's name now.
+    fn go_on(&mut self, path: &Path) -> io::Result<()> {
+        let log = match &self.log {
+            Some((lock, id)) => Some((lock.try_clone()?, id.clone())),
+            None => None,
+        };
+        *self = Open::at(path, log, self.part)?;
+        Ok(())
+    }
+
+    /// True if the log's name leads to another file, or to none.
+    #[cfg(unix)]
+    fn is_renamed(&self, path: &Path) -> io::Result<bool> {
+        use std::os::unix::fs::MetadataExt;
+        if self.log.is_none() {
+            return Ok(false);
+        }
+        let own = self.file.metadata()?;
+        let is_own =
+            |found: std::fs::Metadata| (found.dev(), found.ino()) == (own.dev(), own.ino());
+        Ok(!std::fs::metadata(path).is_ok_and(is_own))
+    }
+
+    /// True if the log's name leads to a file that begins otherwise, or to none.
+    #[cfg(not(unix))]
+    fn is_renamed(&self, path: &Path) -> io::Result<bool> {
+        if self.log.is_none() {
+            return Ok(false);
+        }
+        let own = Head::of(&self.file)?;
+        Ok(!Head::open(path).is_ok_and(|(_, found)| found.first == own.first))
+    }
+
+    /// Writes to a file or a pipe; a pipe that stays full is an error.
+    fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        let mut waited = Duration::ZERO;
+        while !bytes.is_empty() {
+            match self.file.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    bytes = bytes.get(written..).unwrap_or_default();
+                    self.stalled = false;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if self.stalled || waited >= PIPE_WAIT {
+                        self.stalled = true;
+                        let problem = "the reader of the pipe does not read";
+                        return Err(io::Error::new(io::ErrorKind::TimedOut, problem));
+                    }
+                    SystemClock.sleep(PIPE_STEP);
+                    waited += PIPE_STEP;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// True if an intent without outcome may be in the log, and no record says yet that its writer
+    /// has gone. Only the end of the log is read.
+    fn may_hold_orphans(&self) -> io::Result<bool> {
+        const TAIL: u64 = 1 << 16;
+        let mut file = &self.file;
+        let from = file.metadata()?.len().saturating_sub(TAIL);
+        file.seek(SeekFrom::Start(from))?;
+        let mut is_known = from == 0 && self.part == 1;
+        let mut pending: HashSet<String> = HashSet::new();
+        for line in BufReader::new(file.take(TAIL)).split(b'\n') {
+            let Ok(record) = serde_json::from_slice::<AuditRecord>(&line?) else {
+                continue;
+            };
+            match record.phase {
+                AuditPhase::Opened => {
+                    pending.clear();
+                    is_known = true;
+                }
+                AuditPhase::Intent => drop(pending.insert(record.id)),
+                AuditPhase::Outcome => drop(pending.remove(&record.id)),
+            }
+        }
+        Ok(!is_known || !pending.is_empty())
+    }
 }
 
-fn is_part(path: &Path, other: &Path) -> bool {
-    other != path && Part::open(other).is_ok_and(|part| part.began.is_some())
+/// A write to a pipe returns at once, so that no wait is without an end.
+#[cfg(unix)]
+const NONBLOCK: i32 = match cfg!(any(target_os = "linux", target_os = "android")) {
+    true => 0o4000,
+    false => 4,
+};
+
+/// True for a pipe that is opened to write while no process reads it (ENXIO).
+fn is_unread(error: &io::Error) -> bool {
+    cfg!(unix) && error.raw_os_error() == Some(6)
 }
 
-/// The record that says that nobody else writes.
+/// An error with the name of its file, and what to do.
+fn named(error: io::Error, path: &Path, advice: &str) -> io::Error {
+    let shown = path.display();
+    io::Error::new(error.kind(), format!("{shown}: {error}: {advice}"))
+}
+
+fn line(record: &AuditRecord) -> io::Result<Vec<u8>> {
+    let mut line = Vec::with_capacity(512);
+    line.push(b'\n');
+    serde_json::to_writer(&mut line, record)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// The record that says that no other process writes.
 fn opened() -> AuditRecord {
-    let now = SystemClock.wall();
-    let since = now
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
     AuditRecord {
-        id: format!("opened-{:x}-{}", since.as_nanos(), std::process::id()),
+        id: format!("opened-{}", unique_name()),
         phase: AuditPhase::Opened,
-        timestamp: now,
-        conversation_id: "".into(),
+        timestamp: SystemClock.wall(),
+        conversation_id: String::new(),
         target: TargetKind::Conversation,
         resource_id: None,
         status: Status::Skipped,
@@ -317,16 +459,19 @@ fn opened() -> AuditRecord {
 impl AuditSink for AuditFile {
     fn record(&self, record: &AuditRecord) -> io::Result<()> {
         self.process.check().map_err(io::Error::other)?;
-        let mut line = Vec::with_capacity(512);
-        line.push(b'\n');
-        serde_json::to_writer(&mut line, record)?;
-        line.push(b'\n');
-        lock(&self.state).write(&self.path, &line, self.sync)
+        let line = line(record)?;
+        let mut state = lock(&self.state);
+        let open = match &mut *state {
+            Some(open) => open,
+            None => state.insert(Open::log(&self.path, self.announces)?),
+        };
+        open.write(&self.path, &line, self.sync)
     }
 
     fn flush(&self) -> io::Result<()> {
         self.process.check().map_err(io::Error::other)?;
-        match lock(&self.state).file.sync_data() {
+        let state = lock(&self.state);
+        match state.as_ref().map_or(Ok(()), |open| open.file.sync_data()) {
             // A pipe or a device holds nothing that could be synced.
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(()),
             result => result,
@@ -384,20 +529,22 @@ mod tests {
         let found = lines(&folder.log());
         assert_eq!(found.len(), 3);
         assert_eq!(found[0], "{\"id\":\"1");
-        assert_eq!(found[1], found[2]);
+        let read = |line: &String| serde_json::from_str::<AuditRecord>(line).unwrap();
+        assert_eq!(read(&found[1]), read(&found[2]));
         // Another process that shares the file dies in the middle of a line.
         let mut other = File::options().append(true).open(folder.log()).unwrap();
         other.write_all(b"{\"id\"").unwrap();
         log.record(&sample()).unwrap();
         let found = lines(&folder.log());
         assert_eq!(found.len(), 5);
-        assert_eq!(found[4], found[1]);
+        assert_eq!(found[4], found[2]);
     }
 
     /// Whether the name is looked at before the next record.
     fn look_before(log: &AuditFile, look: bool) {
         let later = SystemClock.now() + Duration::from_secs(3_600);
-        lock(&log.state).looked = (!look).then_some(later);
+        let mut state = lock(&log.state);
+        state.as_mut().unwrap().looked = (!look).then_some(later);
     }
 
     #[test]
@@ -429,18 +576,135 @@ mod tests {
     fn audit_file_renamed_during_a_write_has_the_record_again_in_the_new_one() {
         let folder = Folder::new("meanwhile");
         let log = AuditFile::open(folder.log()).unwrap();
-        for (rotation, renamed) in ["audit.jsonl.2", "audit.jsonl.1"].iter().enumerate() {
+        for renamed in ["audit.jsonl.2", "audit.jsonl.1"] {
             std::fs::rename(folder.log(), folder.0.join(renamed)).unwrap();
             look_before(&log, false);
             log.record(&sample()).unwrap();
-            assert_eq!(
-                lines(&folder.0.join(renamed)).last(),
-                lines(&folder.log()).last()
-            );
-            // The new file does not begin as the old one does.
-            assert_eq!(lines(&folder.log()).len(), 2, "{rotation}");
-            assert_eq!(lines(&folder.log())[0], "");
+            let read = |path: &Path| {
+                let last = lines(path).pop().unwrap();
+                serde_json::from_str::<AuditRecord>(&last).unwrap()
+            };
+            assert_eq!(read(&folder.0.join(renamed)), read(&folder.log()));
+            // Each file begins otherwise.
+            assert_eq!(lines(&folder.log()).len(), 1);
         }
+        let place = |path: &Path| Head::open(path).unwrap().1.place.unwrap();
+        let parts = ["audit.jsonl.2", "audit.jsonl.1", "audit.jsonl"];
+        let parts = parts.map(|name| place(&folder.0.join(name)));
+        assert_eq!(parts.each_ref().map(|place| place.part), [1, 2, 3]);
+        assert!(parts.iter().all(|place| place.log == parts[0].log));
+    }
+
+    /// The log goes on after a rotation while no process wrote it.
+    #[test]
+    fn audit_file_that_begins_after_a_rotation_counts_on() {
+        let folder = Folder::new("counts");
+        for (part, renamed) in [
+            (1, "audit.jsonl-7"),
+            (2, "audit.jsonl-3"),
+            (3, "audit.jsonl-5"),
+        ] {
+            AuditFile::open(folder.log())
+                .unwrap()
+                .record(&sample())
+                .unwrap();
+            let place = Head::open(&folder.log()).unwrap().1.place.unwrap();
+            assert_eq!(place.part, part);
+            std::fs::rename(folder.log(), folder.0.join(renamed)).unwrap();
+        }
+        // Another log beside it has an id and numbers of its own.
+        let other = folder.0.join("audit.jsonl-eu");
+        AuditFile::open(&other).unwrap().record(&sample()).unwrap();
+        let head = |name: &str| Head::open(&folder.0.join(name)).unwrap().1.place.unwrap();
+        assert_eq!(head("audit.jsonl-eu").part, 1);
+        assert_ne!(head("audit.jsonl-eu").log, head("audit.jsonl-7").log);
+    }
+
+    #[test]
+    fn audit_file_of_another_kind_is_refused_and_stays_as_it_was() {
+        for text in [
+            "{\"line\":1,\"conversationId\":\"c-1\",\"status\":\"applied\"}\n",
+            "{\"line\":1,\"conv",
+            "conversationId,tier\nc-1,gold\n",
+            "{\"conversationId\":\"c-1\",\"attributes\":{\"tier\":\"gold\"}}\n",
+            "{\"version\":3,\"mark\":null}",
+            "\u{7f}ELF\n",
+        ] {
+            let folder = Folder::new("kind");
+            std::fs::write(folder.log(), text).unwrap();
+            let error = AuditFile::open(folder.log()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{text}: {error}");
+            AuditFile::lazy(folder.log()).record(&sample()).unwrap_err();
+            assert_eq!(std::fs::read_to_string(folder.log()).unwrap(), text);
+            assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn audit_file_that_is_opened_later_is_made_by_the_first_record() {
+        let folder = Folder::new("lazy");
+        let log = AuditFile::lazy(folder.log());
+        log.flush().unwrap();
+        assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 0);
+        log.record(&sample()).unwrap();
+        assert_eq!(lines(&folder.log()).len(), 1);
+    }
+
+    #[cfg(unix)]
+    fn pipe(folder: &Folder) -> PathBuf {
+        let path = folder.0.join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        path
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn audit_file_to_a_pipe_fails_without_a_reader() {
+        let folder = Folder::new("pipe");
+        let path = pipe(&folder);
+        let error = AuditFile::open(&path).unwrap_err();
+        assert!(error.to_string().contains("start its reader"), "{error}");
+        // Opened for both, so that it waits for no writer.
+        let reader = File::options().read(true).write(true).open(&path).unwrap();
+        let log = AuditFile::open(&path).unwrap();
+        log.record(&sample()).unwrap();
+        let mut line = String::new();
+        BufReader::new(&reader).read_line(&mut line).unwrap();
+        assert_eq!(
+            serde_json::from_str::<AuditRecord>(&line).unwrap(),
+            sample()
+        );
+        drop(reader);
+        let error = log.record(&sample()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    /// Its reader is there and does not read: the wait ends, and the next record does not wait.
+    #[test]
+    #[cfg(unix)]
+    fn audit_file_to_a_full_pipe_fails() {
+        let folder = Folder::new("full-pipe");
+        let path = pipe(&folder);
+        let reader = File::options().read(true).write(true).open(&path).unwrap();
+        let log = AuditFile::open(&path).unwrap();
+        let written = (0..100_000)
+            .take_while(|_| log.record(&sample()).is_ok())
+            .count();
+        assert!(written > 0);
+        let error = log.record(&sample()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // The line that was cut off does not swallow the next one.
+        let mut lines = BufReader::new(&reader).lines();
+        for _ in 0..written {
+            lines.next().unwrap().unwrap();
+        }
+        log.record(&sample()).unwrap();
+        let last = lines.find(|line| {
+            let line = line.as_ref().unwrap();
+            serde_json::from_str::<AuditRecord>(line).is_ok()
+        });
+        assert!(last.is_some());
     }
 
     fn opened_records(folder: &Folder) -> usize {
@@ -492,22 +756,32 @@ mod tests {
     #[cfg(unix)]
     fn audit_file_that_another_program_keeps_locked_is_an_error() {
         let folder = Folder::new("kept");
-        let other = File::create(folder.log()).unwrap();
+        let other = File::create(lock_of(&folder.log())).unwrap();
         other.lock().unwrap();
         let error = AuditFile::open(folder.log()).unwrap_err();
         assert!(error.to_string().contains("another program"), "{error}");
     }
 
     #[test]
-    #[cfg(unix)]
-    fn audit_file_holds_a_shared_lock_until_it_is_dropped() {
+    fn audit_file_holds_a_shared_lock_beside_it_until_it_is_dropped() {
         let folder = Folder::new("locked");
         let first = AuditFile::open(folder.log()).unwrap();
         let second = AuditFile::open(folder.log()).unwrap();
-        let reader = File::open(folder.log()).unwrap();
+        let reader = File::open(lock_of(&folder.log())).unwrap();
+        File::open(folder.log()).unwrap().try_lock().unwrap();
         drop(first);
         assert!(reader.try_lock().is_err());
         drop(second);
         reader.try_lock().unwrap();
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn audit_file_follows_no_link_to_its_lock() {
+        let folder = Folder::new("link");
+        let planted = folder.0.join("planted");
+        std::os::unix::fs::symlink(&planted, lock_of(&folder.log())).unwrap();
+        AuditFile::open(folder.log()).unwrap_err();
+        assert!(!planted.exists());
     }
 }

@@ -1,221 +1,234 @@
-//! The files of a log: the one that has its name, and those that were renamed to a longer one.
+//! The files of a log: the one that has its name, and its renamed parts.
+//!
+//! The first record of each part says which log it belongs to, and which part of it it is. So a
+//! reader knows the parts, and their order, whatever their names and times are.
 
-use std::fs::{File, Metadata, TryLockError};
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
 
 use crate::report::audit::AuditRecord;
 use crate::util::clock::{Clock, SystemClock};
 
 /// The longest line that is read; a longer one is no record.
 pub(crate) const MAX_LINE: usize = 16 << 20;
-/// A file without a record in as many bytes is no log.
+/// The part of a file that is searched for its first record.
 const HEAD: usize = 1 << 16;
 
-/// What stays the same when a file is renamed: device and inode. Systems without them have none,
-/// and rotation by rename is not noticed there.
-pub(crate) type Identity = (u64, u64);
-
-#[cfg(unix)]
-pub(crate) fn identity(metadata: &Metadata) -> Option<Identity> {
-    use std::os::unix::fs::MetadataExt;
-    Some((metadata.dev(), metadata.ino()))
+/// Options for a file that only its owner may read, where it is new.
+pub(crate) fn private() -> OpenOptions {
+    #[allow(unused_mut)]
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
 }
 
-#[cfg(not(unix))]
-pub(crate) fn identity(_: &Metadata) -> Option<Identity> {
-    None
+/// `path` with `ending` after its name.
+pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
 }
 
-/// A file that may be the log or a renamed part of it.
-#[cfg_attr(not(feature = "forward"), allow(dead_code))] // most of it is for those who read
-pub(crate) struct Part {
-    pub(crate) file: File,
-    pub(crate) identity: Option<Identity>,
-    /// A hash of its beginning up to the end of the first line that is not empty, which holds an id
-    /// that no other file begins with. `None` while that end is not there.
+/// Which log a file belongs to, and which part of it it is: in the first record of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    /// The id of the log.
+    pub(crate) log: String,
+    /// 1 for the first part.
+    pub(crate) part: u64,
+}
+
+/// The beginning of a file that may be a part of a log.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Head {
+    /// A hash of the file's first line, by which it is known again. `None` while the end of that
+    /// line is not there.
     pub(crate) first: Option<u64>,
-    pub(crate) length: u64,
-    pub(crate) modified: Option<SystemTime>,
-    /// The time of its first record.
+    /// `None` if [`AuditFile`](crate::report::audit::AuditFile) did not write the first record.
+    pub(crate) place: Option<Place>,
+    /// The time of the first record.
     pub(crate) began: Option<SystemTime>,
-    /// It has lines, and none of the first ones is a record.
+    /// The file holds something else than audit records.
     pub(crate) is_foreign: bool,
 }
 
-impl Part {
-    pub(crate) fn open(path: &Path) -> io::Result<Part> {
-        // Before it is opened: a pipe would wait for a writer.
-        match std::fs::metadata(path)?.is_file() {
-            true => Part::of(File::open(path)?),
-            false => Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "it is no regular file",
-            )),
-        }
-    }
-
-    /// Looks at a file, and leaves it at the position that it has.
-    pub(crate) fn of(file: File) -> io::Result<Part> {
-        let metadata = file.metadata()?;
-        let before = (&file).stream_position()?;
-        (&file).rewind()?;
-        let head = Head::read(&mut BufReader::new(&file))?;
-        (&file).seek(SeekFrom::Start(before))?;
-        Ok(Part {
-            identity: identity(&metadata),
-            first: head.first,
-            length: metadata.len(),
-            modified: metadata.modified().ok(),
-            began: head.began,
-            is_foreign: head.is_foreign,
-            file,
-        })
-    }
-
-    /// When it was written last.
-    #[cfg(feature = "forward")]
-    pub(crate) fn ended(&self) -> io::Result<Option<SystemTime>> {
-        const TAIL: u64 = 1 << 16;
-        let mut bytes = Vec::new();
-        let mut file = &self.file;
-        let before = file.stream_position()?;
-        file.seek(SeekFrom::Start(self.length.saturating_sub(TAIL)))?;
-        file.take(TAIL).read_to_end(&mut bytes)?;
-        file.seek(SeekFrom::Start(before))?;
-        let mut lines = bytes.rsplit(|byte| *byte == b'\n');
-        let last = lines.find_map(|line| serde_json::from_slice::<AuditRecord>(line).ok());
-        Ok(ended(self.modified, last.map(|record| record.timestamp)))
-    }
-}
-
-/// When a file was written last, by its own time and that of its last record. The first is the
-/// better one, since records are made a moment earlier, by many threads; but a file that was
-/// restored or decompressed has a new one.
-#[cfg(feature = "forward")]
-pub(crate) fn ended(modified: Option<SystemTime>, last: Option<SystemTime>) -> Option<SystemTime> {
-    let (Some(modified), Some(last)) = (modified, last) else {
-        return modified.or(last);
-    };
-    let apart = modified
-        .duration_since(last)
-        .unwrap_or_else(|earlier| earlier.duration());
-    match apart <= Duration::from_millis(100) {
-        true => Some(modified),
-        false => Some(last),
-    }
-}
-
-#[derive(Default)]
-struct Head {
-    first: Option<u64>,
-    began: Option<SystemTime>,
-    is_foreign: bool,
-}
-
 impl Head {
+    /// Opens a regular file, and reads its beginning.
+    pub(crate) fn open(path: &Path) -> io::Result<(File, Head)> {
+        // Opening a pipe would wait for a writer.
+        if !std::fs::metadata(path)?.is_file() {
+            let problem = "it is no regular file";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
+        let file = File::open(path)?;
+        let head = Head::of(&file)?;
+        Ok((file, head))
+    }
+
+    /// Reads the beginning of a file, and leaves the file at its position.
+    pub(crate) fn of(mut file: &File) -> io::Result<Head> {
+        let before = file.stream_position()?;
+        file.rewind()?;
+        let head = Head::read(&mut BufReader::new(file));
+        file.seek(SeekFrom::Start(before))?;
+        head
+    }
+
     fn read(reader: &mut impl BufRead) -> io::Result<Head> {
-        let (mut head, mut hash, mut seen) = (Head::default(), Hash::new(), 0);
-        let mut line = Vec::new();
+        let (mut head, mut line, mut seen) = (Head::default(), Vec::new(), 0);
         while seen < HEAD {
             line.clear();
-            // A line is read to its end, however long it is: nothing else tells the file.
             let mut part = reader.by_ref().take(MAX_LINE as u64);
             seen += part.read_until(b'\n', &mut line)?;
-            let is_whole = line.ends_with(b"\n") || line.len() == MAX_LINE;
-            if !is_whole {
-                // A record whose end is not there yet may be the first one.
-                head.is_foreign |= line.first().is_some_and(|byte| *byte != b'{');
-                break;
+            if line == b"\n" {
+                continue;
             }
-            if head.first.is_none() {
-                hash.add(&line);
-                head.first = (line != b"\n").then_some(hash.0);
+            let is_whole = line.ends_with(b"\n") || line.len() == MAX_LINE;
+            if head.first.is_none() && is_whole {
+                head.first = Some(hash(&line));
             }
             if let Ok(record) = serde_json::from_slice::<AuditRecord>(&line) {
                 head.began = Some(record.timestamp);
-                head.is_foreign = false;
+                head.place = serde_json::from_slice(&line).ok();
                 break;
             }
-            head.is_foreign |= line != b"\n";
+            head.is_foreign = !line.is_empty() && !is_torn_record(&line);
+            if head.is_foreign || !is_whole {
+                break;
+            }
         }
         Ok(head)
     }
 }
 
-/// FNV-1a.
-pub(crate) struct Hash(pub(crate) u64);
-
-impl Hash {
-    pub(crate) fn new() -> Hash {
-        Hash(0xcbf2_9ce4_8422_2325)
-    }
-
-    pub(crate) fn add(&mut self, bytes: &[u8]) {
-        self.0 = bytes.iter().fold(self.0, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-    }
+/// True if a process may have died while it wrote this line as a record.
+fn is_torn_record(line: &[u8]) -> bool {
+    let begins = |start: &[u8]| line.starts_with(start) || start.starts_with(line);
+    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok();
+    !is_json && (begins(b"{\"id\":") || begins(b"{\"attempts\":"))
 }
 
-/// The files in the log's folder whose names begin with its name, itself included.
+/// FNV-1a.
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// The files in the log's folder whose names begin with its name, without the log itself.
 pub(crate) fn siblings(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let Some(name) = path.file_name().map(|name| name.as_encoded_bytes()) else {
-        return Ok(Vec::new());
-    };
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let name = path.file_name().unwrap_or_default();
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder.unwrap_or(Path::new(".")))? {
-        let entry = entry?;
-        if entry.file_name().as_encoded_bytes().starts_with(name) {
-            found.push(match folder {
-                Some(folder) => folder.join(entry.file_name()),
-                None => PathBuf::from(entry.file_name()),
-            });
+        let other = entry?.file_name();
+        if other != name && suffix(&other, name).is_some() {
+            found.push(path.with_file_name(other));
         }
     }
-    found.sort();
     Ok(found)
 }
 
-/// Locks every file of the log, besides the one of `but`, against those who write; `None` when
-/// somebody writes one of them, or nobody can tell. A writer that moves on has the next file
-/// before it lets go of the last, so it is in one of them.
-pub(crate) fn lock_all(path: &Path, but: Option<Identity>) -> io::Result<Option<Vec<File>>> {
-    'folder: for _ in 0..20 {
-        let mut locked = Vec::new();
-        let mut seen = Vec::from_iter(but);
-        for sibling in siblings(path)? {
-            let part = match Part::open(&sibling) {
-                Ok(part) => part,
-                // Renamed at this moment: to where was looked already, perhaps.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue 'folder,
-                // A folder, or nothing of ours.
-                Err(_) => continue,
-            };
-            let is_seen = match part.identity {
-                Some(file) => seen.contains(&file),
-                // There only the file of the name is the log.
-                None => sibling == path,
-            };
-            if !is_seen && (part.began.is_some() || sibling == path) {
-                if !is_unwritten(&part.file) {
-                    return Ok(None);
-                }
-                seen.extend(part.identity);
-                locked.push(part.file);
-            }
-        }
-        return Ok(Some(locked));
-    }
-    Ok(None)
+fn suffix<'a>(name: &'a OsStr, log: &OsStr) -> Option<&'a [u8]> {
+    name.as_encoded_bytes().strip_prefix(log.as_encoded_bytes())
 }
 
-/// Takes the lock that a writer leaves to nobody else; `false` where one has the file, or nobody can
-/// tell.
-pub(crate) fn is_unwritten(file: &File) -> bool {
-    let mut shared = 0;
+/// A renamed part of a log.
+#[derive(Debug, Clone)]
+pub(crate) struct Part {
+    pub(crate) path: PathBuf,
+    pub(crate) head: Head,
+    pub(crate) length: u64,
+}
+
+/// The renamed parts of the log with this id, in the order of writing as far as their first records
+/// tell it.
+///
+/// A file without a [`Place`] counts where its name is the log's with a number or a date after it,
+/// and no other log in the folder has the beginning of that name.
+pub(crate) fn renamed(path: &Path, id: Option<&str>) -> io::Result<Vec<Part>> {
+    let others = siblings(path)?;
+    let name = path.file_name().unwrap_or_default();
+    let locks = others.iter().filter_map(|other| {
+        let log = other.file_name()?.as_encoded_bytes();
+        log.strip_suffix(b".lock")
+    });
+    let logs: Vec<&[u8]> = locks.filter(|log| log.len() > name.len()).collect();
+    let is_named = |other: &Path| {
+        let other = other.file_name().unwrap_or_default();
+        let is_dated = |byte: &u8| byte.is_ascii_digit() || b".-_:TZ".contains(byte);
+        suffix(other, name).is_some_and(|ending| ending.iter().all(is_dated))
+            && !logs
+                .iter()
+                .any(|log| other.as_encoded_bytes().starts_with(log))
+    };
+    let mut parts = Vec::new();
+    for other in &others {
+        // An error means that the file is renamed at this moment, or is no part.
+        let Ok((file, head)) = Head::open(other) else {
+            continue;
+        };
+        let belongs = match &head.place {
+            Some(place) => Some(place.log.as_str()) == id,
+            None => head.began.is_some() && is_named(other),
+        };
+        if belongs {
+            parts.push(Part {
+                path: other.clone(),
+                length: file.metadata()?.len(),
+                head,
+            });
+        }
+    }
+    parts.sort_by_key(|part| {
+        let number = part.head.place.as_ref().map_or(0, |place| place.part);
+        (number, part.head.began, part.path.clone())
+    });
+    Ok(parts)
+}
+
+/// The file beside a log that its writers lock, and that holds the log's id.
+///
+/// The log's own files have no locks: on Windows a lock keeps others from reading.
+pub(crate) fn lock_of(log: &Path) -> PathBuf {
+    beside(log, ".lock")
+}
+
+/// The id of a log, if [`AuditFile`](crate::report::audit::AuditFile) has written it.
+pub(crate) fn id_of(log: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(lock_of(log)).ok()?;
+    let id = text.trim();
+    (!id.is_empty()).then(|| id.to_owned())
+}
+
+/// Opens a lock file, or makes it, readable for those who can read the file beside it. Links are
+/// refused, since others may have planted them.
+pub(crate) fn open_lock(of: &Path) -> io::Result<File> {
+    let path = lock_of(of);
+    let mut options = private();
+    options.read(true).write(true);
+    match options.clone().create_new(true).open(&path) {
+        Ok(file) => {
+            if let Ok(found) = std::fs::metadata(of) {
+                file.set_permissions(found.permissions())?;
+            }
+            Ok(file)
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && !path.is_symlink() => {
+            options.open(&path)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Tries an exclusive lock. False if another process holds a lock or locks are not supported.
+pub(crate) fn try_lock(file: &File) -> bool {
     for _ in 0..50 {
         match file.try_lock() {
             Ok(()) => return true,
@@ -223,29 +236,24 @@ pub(crate) fn is_unwritten(file: &File) -> bool {
             Err(TryLockError::Error(_)) => return false,
             Err(TryLockError::WouldBlock) => {}
         }
-        // Shared with writers (or for a moment with a process that one of them has just started);
-        // else somebody is asking the same.
+        // A shared lock means a writer; an exclusive one is held for a moment only.
         if file.try_lock_shared().is_ok() {
             let _ = file.unlock();
-            shared += 1;
-            if shared == 3 {
-                return false;
-            }
+            return false;
         }
         SystemClock.sleep(Duration::from_millis(1));
     }
     false
 }
 
-/// Waits for those who look whether somebody writes, but not without end: another program may keep
-/// the file locked.
+/// Takes a shared lock. It waits for processes that try an exclusive one, for 2 s at most.
 pub(crate) fn lock_shared(file: &File) -> io::Result<()> {
     const TRIES: usize = if cfg!(test) { 20 } else { 2_000 };
     for _ in 0..TRIES {
         match file.try_lock_shared() {
             Ok(()) => return Ok(()),
             Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Interrupted => {}
-            // Without locks nobody can settle; the log is as good as ever.
+            // The log can be written without locks, but no orphan in it can be settled.
             Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => return Ok(()),
             Err(TryLockError::Error(e)) => return Err(e),
             Err(TryLockError::WouldBlock) => SystemClock.sleep(Duration::from_millis(1)),
@@ -253,11 +261,12 @@ pub(crate) fn lock_shared(file: &File) -> io::Result<()> {
     }
     Err(io::Error::new(
         io::ErrorKind::TimedOut,
-        "another program has locked it for itself: end that program, or give another file",
+        "another program keeps the .lock file beside it locked: end that program, or give another \
+         file",
     ))
 }
 
-/// Whether what is there before `end` lacks its line end: somebody died in the middle of it.
+/// True if the bytes before `end` lack a line end: a process died while it wrote them.
 pub(crate) fn is_torn(mut file: &File, end: u64) -> io::Result<bool> {
     let Some(last) = end.checked_sub(1) else {
         return Ok(false);
@@ -268,7 +277,7 @@ pub(crate) fn is_torn(mut file: &File, end: u64) -> io::Result<bool> {
     Ok(byte != *b"\n")
 }
 
-/// A new name reaches the disk as well.
+/// Hands a new name over to the disk.
 #[cfg(unix)]
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty());

@@ -222,10 +222,170 @@ fn forward_crash_while_the_cursor_is_written_leaves_a_whole_one() {
     let (folder, taker) = (Folder::new("draft"), Taker::default());
     folder.append("audit.jsonl", applied(1));
     let _ = run(&folder.log(), &taker).unwrap();
-    folder.append("audit.jsonl.cursor.tmp", "{\"version\":1,\"pl");
+    folder.append("audit.jsonl.cursor.0.tmp", "{\"version\":1,\"pl");
     folder.append("audit.jsonl", applied(2));
     let _ = run(&folder.log(), &taker).unwrap();
     assert_eq!(taker.ids(), ids(1..=2));
+    assert!(!folder.path("audit.jsonl.cursor.0.tmp").exists());
+}
+
+/// Others can write to the folder, and know the names of the files there.
+#[test]
+#[cfg(unix)]
+fn forward_follows_no_link_to_its_drafts_and_locks() {
+    let (folder, taker) = (Folder::new("links"), Taker::default());
+    folder.append("audit.jsonl", applied(1));
+    folder.append("root", "precious");
+    for name in ["audit.jsonl.cursor.tmp", ".audit.jsonl.cursor.tmp"] {
+        std::os::unix::fs::symlink(folder.path("root"), folder.path(name)).unwrap();
+    }
+    assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 1);
+    assert_eq!(folder.read("root"), "precious");
+    let lock = folder.path("audit.jsonl.cursor.lock");
+    std::fs::remove_file(&lock).unwrap();
+    std::os::unix::fs::symlink(folder.path("root"), &lock).unwrap();
+    let error = run(&folder.log(), &taker).unwrap_err();
+    assert!(
+        error.to_string().contains("the lock of the cursor"),
+        "{error}"
+    );
+    assert_eq!(folder.read("root"), "precious");
+}
+
+/// What cannot be remembered is not delivered: it would be again at every start.
+#[test]
+fn forward_cursor_that_cannot_be_saved_delivers_nothing() {
+    let (folder, taker) = (Folder::new("unsaved"), Taker::default());
+    folder.append("audit.jsonl", applied(1));
+    assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 1);
+    folder.append("audit.jsonl", applied(2));
+    // The folder is gone from under it, at the second run's first look at the clock.
+    let full = folder.path("full");
+    std::fs::create_dir(&full).unwrap();
+    let cursor = full.join("cursor");
+    std::fs::copy(folder.path("audit.jsonl.cursor"), &cursor).unwrap();
+    let away = folder.path("away");
+    let clock = Looked(
+        ManualClock::new(),
+        Arc::new(move || {
+            let _ = std::fs::rename(&full, &away);
+        }),
+    );
+    let mut second = forwarder(&folder.log(), &taker).cursor(cursor).clock(clock);
+    let error = second.run(&Cancel::new()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Audit, "{error}");
+    assert_eq!(taker.ids(), ids([1]));
+}
+
+/// A clock that does something whenever the time is read.
+#[derive(Clone)]
+struct Looked(ManualClock, Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Looked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Looked")
+    }
+}
+
+impl Clock for Looked {
+    fn now(&self) -> Instant {
+        (self.1)();
+        self.0.now()
+    }
+    fn wall(&self) -> SystemTime {
+        self.0.wall()
+    }
+    fn sleep(&self, duration: Duration) {
+        self.0.sleep(duration);
+    }
+}
+
+/// Each of the forwarder's files: a file of another kind stays as it is, and nothing is sent.
+#[test]
+fn forward_files_of_another_kind_are_refused() {
+    let texts = [
+        "{\"line\":1,\"conversationId\":\"c-1\",\"status\":\"applied\"}\n",
+        "conversationId,tier\nc-1,gold\n",
+        "{}\n",
+        &applied(1),
+    ];
+    for text in texts {
+        for name in ["audit.jsonl.dead", "audit.jsonl.cursor"] {
+            let (folder, taker) = (Folder::new("kinds"), Taker::default());
+            folder.append("audit.jsonl", applied(1));
+            folder.append(name, text);
+            taker.script([never("400")]);
+            let error = run(&folder.log(), &taker).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+            assert!(error.to_string().contains("give another file"), "{error}");
+            assert_eq!(folder.read(name), text);
+            assert_eq!(taker.left(), 1);
+        }
+    }
+}
+
+pub fn unavailable(message: &str) -> Act {
+    Act::Fail(Undelivered::Unavailable {
+        error: Error::new(ErrorKind::NotFound, message),
+        answer: "no such hook".into(),
+    })
+}
+
+/// A wrong address says nothing about the event.
+#[test]
+fn forward_waits_for_a_receiver_that_takes_nothing() {
+    let (folder, taker) = (Folder::new("unavailable"), Taker::default());
+    folder.append("audit.jsonl", [applied(1), applied(2)].concat());
+    taker.script(vec![unavailable("404"); 50]);
+    let mut forwarder = forwarder(&folder.log(), &taker).max_attempts(2);
+    let report = forwarder.run(&Cancel::new()).unwrap();
+    assert_eq!((report.delivered, report.dead, report.repeated), (2, 0, 50));
+    assert!(!folder.path("audit.jsonl.dead").exists());
+}
+
+#[test]
+fn forward_outage_that_lasts_too_long_ends_the_run_and_loses_nothing() {
+    for (act, most) in [
+        (unavailable("404"), 60),
+        (later("503"), 60),
+        (later("503"), 0),
+        (later("503"), 7),
+    ] {
+        let (folder, taker) = (Folder::new("outage"), Taker::default());
+        folder.append("audit.jsonl", [1, 2, 3].map(applied).concat());
+        taker.script([Act::Take]);
+        taker.script(vec![act; 1_000]);
+        let (clock, last) = (ManualClock::new(), Arc::new(Mutex::new(None)));
+        let told = last.clone();
+        let mut ending = forwarder(&folder.log(), &taker)
+            .clock(clock.clone())
+            .max_outage(secs(most))
+            .on_progress(move |report| *lock(&told) = Some(report.clone()));
+        let error = ending.run(&Cancel::new()).unwrap_err();
+        assert!(error.to_string().contains("took no event"), "{error}");
+        assert!(error.is_transient());
+        let waited: Duration = clock.sleeps().iter().sum();
+        assert_eq!(waited, secs(most));
+        let report = lock(&last).clone().unwrap();
+        assert!(report.gave_up && report.delivered == 1);
+        taker.clear();
+        assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 2);
+        assert_eq!(taker.ids(), ids(1..=3));
+    }
+}
+
+/// Failures with deliveries between them are no outage.
+#[test]
+fn forward_outage_is_counted_from_the_first_failure_in_a_row() {
+    let (folder, taker) = (Folder::new("flaky"), Taker::default());
+    folder.append("audit.jsonl", (1..=20).map(applied).collect::<String>());
+    for _ in 0..20 {
+        taker.script([later("503"), Act::Take]);
+    }
+    let mut forwarder = forwarder(&folder.log(), &taker)
+        .backoff(secs(5), secs(5))
+        .max_outage(secs(6));
+    assert_eq!(forwarder.run(&Cancel::new()).unwrap().delivered, 20);
 }
 
 #[test]

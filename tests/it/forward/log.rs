@@ -369,6 +369,205 @@ fn log_with_an_intent_without_values_is_refused_before_anything_moves() {
     assert_eq!(taker.ids(), ids([2]));
 }
 
+/// Updates of one conversation each, through a log of their own, by a program that ends after it.
+fn write(folder: &Folder, name: &str, numbers: impl IntoIterator<Item = u64>) {
+    let memory = Memory::new();
+    for n in numbers {
+        let log = AuditFile::open(folder.path(name)).unwrap();
+        let client = memory.builder().audit(log).audit_values(true);
+        let update = Update::conversation(format!("c-{name}")).set("n", n);
+        let _ = client.build().unwrap().update(&update).unwrap();
+    }
+}
+
+fn numbers(taker: &Taker) -> Vec<u64> {
+    let bodies = taker.bodies();
+    let n = |body: &Value| body["payload"]["updatedAttributes"]["n"].as_u64().unwrap();
+    bodies.iter().map(n).collect()
+}
+
+/// Two logs in one folder: the name of one is the beginning of the other's.
+#[test]
+fn log_beside_another_one_reads_its_own_parts() {
+    for (one, other) in [
+        ("audit", "audit-eu"),
+        ("audit.jsonl", "audit.jsonl.2"),
+        ("audit", "audit-2026"),
+        ("a", "ab"),
+    ] {
+        let (folder, taker) = (Folder::new("beside"), Taker::default());
+        let (theirs, path) = (Taker::default(), folder.path(one));
+        let both = || {
+            run(&path, &taker).unwrap();
+            run(&folder.path(other), &theirs).unwrap();
+        };
+        write(&folder, one, [1]);
+        write(&folder, other, [101]);
+        both();
+        for round in 1..4u64 {
+            for (name, n) in [(one, round), (other, 100 + round)] {
+                let to = folder.path(&format!("{name}.{}", 10 - round));
+                std::fs::rename(folder.path(name), to).unwrap();
+                write(&folder, name, [n + 1]);
+            }
+            if round != 2 {
+                both();
+            }
+        }
+        assert_eq!(numbers(&taker), [1, 2, 3, 4], "{one} {other}");
+        assert_eq!(numbers(&theirs), [101, 102, 103, 104], "{one} {other}");
+    }
+}
+
+/// The same without numbers in the files, as other sinks write them.
+#[test]
+fn log_without_numbers_beside_another_one_reads_its_own_parts() {
+    let (folder, taker) = (Folder::new("beside-bare"), Taker::default());
+    folder.append("audit", applied(1));
+    folder.append("audit-eu", applied(51));
+    let path = folder.path("audit");
+    let _ = run(&path, &taker).unwrap();
+    std::fs::rename(&path, folder.path("audit.1")).unwrap();
+    std::fs::rename(folder.path("audit-eu"), folder.path("audit-eu.1")).unwrap();
+    folder.append("audit", applied(2));
+    folder.append("audit-eu", applied(52));
+    assert_eq!(run(&path, &taker).unwrap().delivered, 1);
+    assert_eq!(taker.ids(), ids(1..=2));
+}
+
+/// Names, the files' times and the records' times all say something else.
+#[test]
+fn log_parts_are_read_in_the_order_of_writing() {
+    let (folder, taker) = (Folder::new("order"), Taker::default());
+    write(&folder, "audit.jsonl", [1]);
+    let _ = run(&folder.log(), &taker).unwrap();
+    for (n, name) in [
+        (2, "b"),
+        (3, "9"),
+        (4, "old"),
+        (5, "1"),
+        (6, "0"),
+        (7, "10"),
+    ] {
+        std::fs::rename(folder.log(), folder.path(&format!("audit.jsonl.{name}"))).unwrap();
+        write(&folder, "audit.jsonl", [n]);
+        // The clock is set back for every second file.
+        if n % 2 == 0 {
+            let text = folder
+                .read("audit.jsonl")
+                .replace("\"timestamp\":\"2026", "\"timestamp\":\"1996");
+            std::fs::write(folder.log(), text).unwrap();
+            let file = File::options().append(true).open(folder.log()).unwrap();
+            let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(n);
+            file.set_modified(long_ago).unwrap();
+        }
+    }
+    assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 6);
+    assert_eq!(numbers(&taker), [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 0);
+}
+
+/// Files without numbers: rotations count up, count down, or write dates.
+#[test]
+fn log_parts_without_numbers_are_read_in_the_order_of_their_names() {
+    for names in [
+        [
+            "audit.jsonl.4",
+            "audit.jsonl.3",
+            "audit.jsonl.2",
+            "audit.jsonl.1",
+        ],
+        [
+            "audit.jsonl.9",
+            "audit.jsonl.10",
+            "audit.jsonl.11",
+            "audit.jsonl.12",
+        ],
+        [
+            "audit.jsonl-20260101",
+            "audit.jsonl-20260102",
+            "audit.jsonl-20260201",
+            "audit.jsonl-20270101",
+        ],
+    ] {
+        let (folder, taker) = (Folder::new("names"), Taker::default());
+        folder.append("audit.jsonl", minute(50));
+        let _ = run(&folder.log(), &taker).unwrap();
+        // A record that was made early and written late, and a clock that was set back.
+        for (n, name) in [7, 41, 3, 1].into_iter().zip(names) {
+            folder.rename("audit.jsonl", name);
+            folder.append("audit.jsonl", minute(n));
+        }
+        assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 4);
+        assert_eq!(taker.ids(), ids([50, 7, 41, 3, 1]), "{names:?}");
+    }
+}
+
+/// A part that was moved away, compressed or cut, by a log with numbers: an error that names what
+/// is missing, at every try, and nothing is delivered.
+#[test]
+fn log_part_that_is_missing_is_an_error_and_nothing_moves() {
+    type Spoil = fn(&Folder);
+    let cases: [(&str, Spoil, &str); 4] = [
+        ("away", |f| f.rename("audit.jsonl.2", "elsewhere"), "part 2"),
+        (
+            "gz",
+            |f| f.rename("audit.jsonl.2", "audit.jsonl.2.gz"),
+            "part 2",
+        ),
+        (
+            "own",
+            |f| f.rename("audit.jsonl.3", "elsewhere"),
+            "another file",
+        ),
+        (
+            "cut",
+            |f| f.replace("audit.jsonl", &applied(9)),
+            "does not continue",
+        ),
+    ];
+    for (name, spoil, says) in cases {
+        let (folder, taker) = (Folder::new(&format!("missing-{name}")), Taker::default());
+        write(&folder, "audit.jsonl", [1]);
+        let _ = run(&folder.log(), &taker).unwrap();
+        for n in 2..=4 {
+            folder.rename("audit.jsonl", &format!("audit.jsonl.{}", 5 - n));
+            write(&folder, "audit.jsonl", [n]);
+        }
+        spoil(&folder);
+        if name == "gz" {
+            std::fs::write(folder.path("audit.jsonl.2.gz"), [0x1f, 0x8b]).unwrap();
+        }
+        if name == "cut" {
+            // What came before it is read.
+            let _ = run(&folder.log(), &taker);
+        }
+        let (before, taken) = (folder.read("audit.jsonl.cursor"), taker.ids().len());
+        for _ in 0..2 {
+            let error = run(&folder.log(), &taker).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{name}: {error}");
+            assert!(error.to_string().contains(says), "{name}: {error}");
+        }
+        assert_eq!(taker.ids().len(), taken, "{name}");
+        assert_eq!(folder.read("audit.jsonl.cursor"), before, "{name}");
+    }
+}
+
+/// Each part is opened a few times, not once for each other part.
+#[test]
+fn log_of_many_parts_is_read_in_order() {
+    const PARTS: u64 = 200;
+    let (folder, taker) = (Folder::new("many"), Taker::default());
+    folder.append("audit.jsonl", applied(1));
+    let _ = run(&folder.log(), &taker).unwrap();
+    for n in 2..=PARTS {
+        folder.rename("audit.jsonl", &format!("audit.jsonl.{n}"));
+        folder.append("audit.jsonl", applied(n));
+    }
+    assert_eq!(run(&folder.log(), &taker).unwrap().delivered, PARTS - 1);
+    assert_eq!(taker.ids(), ids(1..=PARTS));
+}
+
 /// Four threads update while the file is rotated again and again and a forwarder follows.
 #[test]
 #[cfg(unix)]
@@ -471,6 +670,10 @@ impl Folder {
     fn swap(&self, text: &str) {
         std::fs::write(self.path("new"), text).unwrap();
         std::fs::rename(self.path("new"), self.log()).unwrap();
+    }
+
+    fn rename(&self, from: &str, to: &str) {
+        std::fs::rename(self.path(from), self.path(to)).unwrap();
     }
 
     fn swap_for_folder(&self) {

@@ -117,6 +117,15 @@ impl Taker {
         lock(&self.0).script.extend(acts);
     }
 
+    /// How many acts of the script are left.
+    pub fn left(&self) -> usize {
+        lock(&self.0).script.len()
+    }
+
+    pub fn clear(&self) {
+        lock(&self.0).script.clear();
+    }
+
     /// The ids that were taken, in order.
     pub fn ids(&self) -> Vec<String> {
         lock(&self.0)

@@ -211,7 +211,7 @@ fn program_orphans_and_dead_letters_are_status_1() {
     assert_eq!(code(&program(&folder, &words).output().unwrap()), 1);
     let metrics = folder.read("m");
     assert!(metrics.contains("genesys_attributes_forward_orphans 1\n"));
-    let receiver = Server::start(|_| Resp::empty(410));
+    let receiver = Server::start(|_| Resp::empty(400));
     folder.append("audit.jsonl", applied(2));
     let url = receiver.url();
     let words = [
@@ -224,7 +224,7 @@ fn program_orphans_and_dead_letters_are_status_1() {
     ];
     let output = program(&folder, &words).output().unwrap();
     assert_eq!(code(&output), 1, "{}", text(&output.stderr));
-    assert!(folder.read("dead").contains("\"status\":410"));
+    assert!(folder.read("dead").contains("\"status\":400"));
 }
 
 #[test]

@@ -234,6 +234,25 @@ fn settle_waits_until_an_intent_is_old_enough() {
     assert_eq!(waited, std::time::Duration::from_secs(3));
 }
 
+/// A clock that was ahead when the intent was written: the wait is that of any other intent.
+#[test]
+fn settle_of_an_intent_dated_in_the_future_waits_no_longer() {
+    for date in ["2126-01-01T00:00:00.000Z", "2026-01-01T00:10:00.000Z"] {
+        let (folder, taker, memory) = (Folder::new("future"), Taker::default(), Memory::new());
+        let mut early = record(1, "intent", "pending");
+        early["timestamp"] = date.into();
+        folder.append("audit.jsonl", line(&early));
+        let clock = ManualClock::new();
+        let client = memory.builder().build().unwrap();
+        let mut settling = forwarder(&folder.log(), &taker)
+            .clock(clock.clone())
+            .settle(client);
+        assert_eq!(settling.run(&Cancel::new()).unwrap().settled, 1);
+        let waited: std::time::Duration = clock.sleeps().iter().sum();
+        assert_eq!(waited, std::time::Duration::from_secs(3));
+    }
+}
+
 fn gold() -> Update {
     Update::conversation("c-1").set("tier", "gold")
 }
@@ -384,25 +403,4 @@ fn settle_of_what_is_out_of_reach_holds_nothing_up() {
     assert!((2..=5).contains(&tries), "{tries}");
     // They are listed, also by a run that was cancelled.
     assert_eq!(report.orphans.len(), 20);
-}
-
-/// The writer went on to a file that was renamed since, which holds none of what is pending.
-#[test]
-#[cfg(unix)]
-fn settle_sees_a_writer_of_a_file_in_the_middle() {
-    let (folder, taker, memory) = (Folder::new("middle"), Taker::default(), Memory::new());
-    folder.append("audit.jsonl", intent(1));
-    std::fs::rename(folder.log(), folder.path("audit.jsonl.2")).unwrap();
-    folder.append("audit.jsonl", applied(2));
-    let writer = std::fs::File::open(folder.log()).unwrap();
-    writer.lock_shared().unwrap();
-    std::fs::rename(folder.log(), folder.path("audit.jsonl.1")).unwrap();
-    folder.append("audit.jsonl", applied(3));
-    let mut began = forwarder(&folder.path("audit.jsonl.2"), &Taker::default())
-        .cursor(folder.path("audit.jsonl.cursor"));
-    let _ = began.run(&Cancel::new()).unwrap();
-    let report = settled(&folder, &memory, &taker);
-    assert_eq!((report.settled, report.orphans.len()), (0, 0));
-    drop(writer);
-    assert_eq!(settled(&folder, &memory, &taker).settled, 1);
 }
