@@ -32,6 +32,11 @@ impl Files {
     }
 
     pub(crate) fn written(self, name: &'static str, path: Option<&Path>) -> Result<Files, String> {
+        if path == Some(Path::new("-")) {
+            return Err(format!(
+                "{name} cannot be -, which is no file here: give the name of a file"
+            ));
+        }
         self.add(name, path.and_then(identity), true)
     }
 

@@ -174,3 +174,45 @@ fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
 fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     std::os::windows::fs::FileExt::seek_read(file, buffer, at)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a terminal does it after a Ctrl-D.
+    #[test]
+    fn nothing_is_read_after_the_end() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"one\n").unwrap();
+        let mut reader = Reader {
+            file: Arc::new(file.reopen().unwrap()),
+            at: None,
+            over: false,
+        };
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        file.write_all(b"two\n").unwrap();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "one\n");
+    }
+
+    #[test]
+    fn readings_of_one_file_do_not_move_each_other() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"{\"conversationId\":1}\n{\"b\":2}\n")
+            .unwrap();
+        let input = Input {
+            file: Some(file.path().to_owned()),
+            delimiter: None,
+            shard: None,
+        };
+        let opened = Opened::of(&input).unwrap();
+        let (mut one, mut two) = (opened.lines().ok().unwrap(), opened.lines().ok().unwrap());
+        for number in 1..=2 {
+            for lines in [&mut one, &mut two] {
+                assert_eq!(lines.next_record().unwrap().number, number);
+            }
+        }
+        assert_eq!(opened.count(), Some(2));
+    }
+}

@@ -306,6 +306,15 @@ fn one_file_for_two_purposes_is_refused_before_anything_is_written() {
     let new = folder.path("new");
     let new_dotted = folder.0.join(".").join("new");
     let path = |path: &Path| path.to_str().unwrap().to_owned();
+    for option in ["--audit", "--results", "--failed", "--metrics"] {
+        let ended = run(batch(&server, &input)
+            .current_dir(&folder.0)
+            .args([option, "-"]));
+        assert_eq!(ended.code, 2, "{option}: {}", ended.err);
+        let told = format!("{option} cannot be -");
+        assert!(ended.err.contains(&told), "{}", ended.err);
+        assert!(!folder.path("-").exists(), "{option}");
+    }
     for words in [
         vec!["--audit".to_owned(), path(&hard)],
         vec!["--results".to_owned(), path(&link)],
