@@ -203,8 +203,7 @@ mod tests {
             .unwrap();
         let input = Input {
             file: Some(file.path().to_owned()),
-            delimiter: None,
-            shard: None,
+            ..Input::default()
         };
         let opened = Opened::of(&input).unwrap();
         let (mut one, mut two) = (opened.lines().ok().unwrap(), opened.lines().ok().unwrap());
