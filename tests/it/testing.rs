@@ -60,7 +60,7 @@ fn testing_platform_answers_over_http() {
         Credentials::new(CLIENT_ID, CLIENT_SECRET),
     )
     .base_url(server.url())
-    .retry(RetryPolicy::default().with_max_attempts(1))
+    .clock(platform.clock().clone())
     .build()
     .unwrap();
     // A lost answer ends the connection, and the next request opens another one.
