@@ -1,48 +1,51 @@
-//! The platform of a schedule: its stores, how they lock, and a log of every change. Leaner than
-//! the public stand-in, since thousands of schedules a second go through it.
+//! The platform of a schedule: its stores, how they lock, and a log of every change.
+//!
+//! Not the library's own stand-in: a schedule asks which write of which call took effect, and when a late copy of one
+//! lands, and runs thousands of times a second.
 
+use genesys_attributes::Attributes;
+use genesys_attributes::http::{Method, Request};
 use serde_json::{Value, json};
 
-use crate::http::{Method, Request, Response};
-use crate::values::attributes::Attributes;
+use crate::answer::Answer;
 
 /// One store of a conversation.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Stored {
+pub struct Stored {
     /// `None` where nothing was ever written.
-    pub(super) version: Option<u64>,
-    pub(super) values: Attributes,
+    pub version: Option<u64>,
+    pub values: Attributes,
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Person {
-    pub(super) id: String,
-    pub(super) purpose: &'static str,
-    pub(super) left: bool,
-    pub(super) values: Attributes,
+pub struct Person {
+    pub id: String,
+    pub purpose: &'static str,
+    pub left: bool,
+    pub values: Attributes,
 }
 
 /// How the conversation-level store tells its version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Style {
+pub enum Style {
     Number,
     Text,
     Tag,
 }
 
 #[derive(Debug)]
-pub(super) struct Conversation {
-    pub(super) id: String,
-    pub(super) style: Style,
-    pub(super) own: Stored,
-    pub(super) secure: Stored,
-    pub(super) custom: Stored,
-    pub(super) people: Vec<Person>,
+pub struct Conversation {
+    pub id: String,
+    pub style: Style,
+    pub own: Stored,
+    pub secure: Stored,
+    pub custom: Stored,
+    pub people: Vec<Person>,
 }
 
 /// Which store of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Store {
+pub enum Store {
     Own,
     Person,
     Secure,
@@ -51,42 +54,42 @@ pub(super) enum Store {
 
 /// A write on its way.
 #[derive(Debug, Clone)]
-pub(super) struct Write {
-    pub(super) call: usize,
-    pub(super) conversation: usize,
-    pub(super) store: Store,
-    pub(super) method: Method,
+pub struct Write {
+    pub call: usize,
+    pub conversation: usize,
+    pub store: Store,
+    pub method: Method,
     /// As it came: an entity tag, or the body's version as text.
-    pub(super) version: Option<String>,
-    pub(super) values: Attributes,
-    pub(super) person: Option<String>,
-    pub(super) divisions: bool,
+    pub version: Option<String>,
+    pub values: Attributes,
+    pub person: Option<String>,
+    pub divisions: bool,
 }
 
 /// A change that took effect.
 #[derive(Debug)]
-pub(super) struct Change {
-    pub(super) values: Attributes,
+pub struct Change {
+    pub values: Attributes,
 }
 
 /// What a read showed.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Seen {
-    pub(super) version: Option<u64>,
-    pub(super) values: Attributes,
-    pub(super) agent: Option<String>,
+pub struct Seen {
+    pub version: Option<u64>,
+    pub values: Attributes,
+    pub agent: Option<String>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Platform {
-    pub(super) conversations: Vec<Conversation>,
-    pub(super) log: Vec<Change>,
+pub struct Platform {
+    pub conversations: Vec<Conversation>,
+    pub log: Vec<Change>,
 }
 
 /// The key that counts; all others are set.
-pub(super) const COUNTER: &str = "n";
+pub const COUNTER: &str = "n";
 
-pub(super) fn count_in(values: &Attributes) -> u64 {
+pub fn count_in(values: &Attributes) -> u64 {
     match values.get(COUNTER) {
         Some(Value::Number(n)) => n.as_u64().unwrap_or_default(),
         Some(Value::String(text)) => text.parse().unwrap_or_default(),
@@ -95,7 +98,7 @@ pub(super) fn count_in(values: &Attributes) -> u64 {
 }
 
 impl Conversation {
-    pub(super) fn new(number: usize, style: Style, secure_written: bool, record: bool) -> Self {
+    pub fn new(number: usize, style: Style, secure_written: bool, record: bool) -> Self {
         let stored = |version| Stored {
             version,
             values: Attributes::new(),
@@ -117,7 +120,7 @@ impl Conversation {
         }
     }
 
-    pub(super) fn stored(&mut self, store: Store) -> Option<&mut Stored> {
+    pub fn stored(&mut self, store: Store) -> Option<&mut Stored> {
         match store {
             Store::Own => Some(&mut self.own),
             Store::Secure => Some(&mut self.secure),
@@ -126,14 +129,14 @@ impl Conversation {
         }
     }
 
-    pub(super) fn agent(&self) -> Option<&str> {
+    pub fn agent(&self) -> Option<&str> {
         let mut people = self.people.iter();
         let agent = people.find(|p| p.purpose == "agent" && !p.left)?;
         Some(&agent.id)
     }
 
     /// Another agent takes over.
-    pub(super) fn transfer(&mut self) {
+    pub fn transfer(&mut self) {
         let id = format!("{}-a{}", self.id, self.people.len());
         for person in &mut self.people {
             person.left |= person.purpose == "agent";
@@ -149,7 +152,7 @@ impl Conversation {
 
 impl Platform {
     /// Takes a write apart.
-    pub(super) fn parse(&self, call: usize, request: &Request) -> Option<Write> {
+    pub fn parse(&self, call: usize, request: &Request) -> Option<Write> {
         let path = request.url().split("/conversations/").nth(1)?;
         let mut parts = path.split('/');
         let id = parts.next()?;
@@ -170,8 +173,10 @@ impl Platform {
         let Some(Value::Object(values)) = body.remove(field) else {
             return None;
         };
-        let version = match (&request.if_match, body.get("version")) {
-            (Some(tag), _) => Some(tag.clone()),
+        let mut headers = request.headers();
+        let tag = headers.find(|(name, _)| *name == "If-Match");
+        let version = match (tag, body.get("version")) {
+            (Some((_, tag)), _) => Some(tag.to_owned()),
             (None, Some(Value::Number(n))) => Some(n.to_string()),
             (None, Some(Value::String(text))) => Some(text.clone()),
             _ => None,
@@ -189,7 +194,7 @@ impl Platform {
     }
 
     /// A write takes effect, or is refused. The new version.
-    pub(super) fn apply(&mut self, write: &Write) -> Result<Option<u64>, u16> {
+    pub fn apply(&mut self, write: &Write) -> Result<Option<u64>, u16> {
         let conversation = &mut self.conversations[write.conversation];
         let version = match write.store {
             Store::Person => {
@@ -234,7 +239,7 @@ impl Platform {
     }
 
     /// Another program sets these values.
-    pub(super) fn interfere(&mut self, conversation: usize, store: Store, values: Attributes) {
+    pub fn interfere(&mut self, conversation: usize, store: Store, values: Attributes) {
         let conversation = &mut self.conversations[conversation];
         match conversation.stored(store) {
             Some(stored) if stored.version.is_some() => {
@@ -252,7 +257,7 @@ impl Platform {
     }
 
     /// What a read of this store shows, and the answer.
-    pub(super) fn read(&self, conversation: usize, store: Store, who: &str) -> (Seen, Response) {
+    pub fn read(&self, conversation: usize, store: Store, who: &str) -> (Seen, Answer) {
         let conversation = &self.conversations[conversation];
         let agent = conversation.agent().map(str::to_owned);
         match store {
@@ -286,9 +291,9 @@ impl Platform {
                     body.push('}');
                 }
                 body += "]}";
-                let mut response = Response::new(200).with_body(body);
+                let mut answer = Answer::new(200, body);
                 if conversation.style == Style::Tag {
-                    response = response.with_header("ETag", format!("\"{version}\""));
+                    answer = answer.etag(version);
                 }
                 let seen = if store == Store::Own {
                     Seen {
@@ -310,7 +315,7 @@ impl Platform {
                         agent,
                     }
                 };
-                (seen, response)
+                (seen, answer)
             }
             Store::Secure | Store::Custom => {
                 let (stored, field) = if store == Store::Secure {
@@ -323,7 +328,7 @@ impl Platform {
                     values: stored.values.clone(),
                     agent,
                 };
-                let response = match stored.version {
+                let answer = match stored.version {
                     Some(version) => {
                         let divisions = if store == Store::Custom {
                             r#","divisions":["d-1"]"#
@@ -331,44 +336,37 @@ impl Platform {
                             ""
                         };
                         let values = text_of(&stored.values);
-                        Response::new(200).with_body(format!(
-                            r#"{{"{field}":{values},"version":{version}{divisions}}}"#
-                        ))
+                        Answer::new(
+                            200,
+                            format!(r#"{{"{field}":{values},"version":{version}{divisions}}}"#),
+                        )
                     }
-                    None if store == Store::Secure => Response::new(200).with_body("{}"),
-                    None => Response::new(404).with_body(r#"{"code":"not.found"}"#),
+                    None if store == Store::Secure => Answer::new(200, "{}"),
+                    None => Answer::new(404, r#"{"code":"not.found"}"#),
                 };
-                (seen, response)
+                (seen, answer)
             }
         }
     }
 
     /// The answer to a write that took effect. `way`: how much it tells of the new version.
-    pub(super) fn written(&self, write: &Write, version: Option<u64>, way: u64) -> Response {
+    pub fn written(&self, write: &Write, version: Option<u64>, way: u64) -> Answer {
         let conversation = &self.conversations[write.conversation];
         if write.store == Store::Person {
-            return Response::new(202).with_body("{}");
+            return Answer::new(202, "{}");
         }
         let version = version.unwrap_or_default();
         if write.store != Store::Own {
-            return Response::new(200).with_body(json!({ "version": version }).to_string());
+            return Answer::new(200, json!({ "version": version }).to_string());
         }
         match (way, conversation.style) {
             // Nothing, or the hash of a body: of another form than the version, or of the same.
-            (0, _) => Response::new(200).with_body("{}"),
-            (1, _) => Response::new(200)
-                .with_header("ETag", format!("\"hash-{version}\""))
-                .with_body("{}"),
-            (2, _) => Response::new(204),
-            (_, Style::Number) => {
-                Response::new(200).with_body(format!(r#"{{"version":{version}}}"#))
-            }
-            (_, Style::Text) => {
-                Response::new(200).with_body(format!(r#"{{"version":"{version}"}}"#))
-            }
-            (_, Style::Tag) => Response::new(200)
-                .with_header("ETag", format!("\"{version}\""))
-                .with_body("{}"),
+            (0, _) => Answer::new(200, "{}"),
+            (1, _) => Answer::new(200, "{}").etag(format!("hash-{version}")),
+            (2, _) => Answer::new(204, ""),
+            (_, Style::Number) => Answer::new(200, format!(r#"{{"version":{version}}}"#)),
+            (_, Style::Text) => Answer::new(200, format!(r#"{{"version":"{version}"}}"#)),
+            (_, Style::Tag) => Answer::new(200, "{}").etag(version),
         }
     }
 }

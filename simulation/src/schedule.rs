@@ -1,73 +1,70 @@
 //! One schedule: a few clients, as separate processes would be, other writers and a platform, with
 //! faults and interruptions drawn from a seed. Nothing runs in parallel: whatever happens "at the
 //! same time" happens inside of a client's request, wait, audit record or hook, nested. A call of
-//! the same client in there stands for another thread of its process.
+//! the same client in there runs on a thread of its own, for whose end the first one waits; so it
+//! is only made where it has not to wait for the first one's turn or login.
 //!
 //! What is seen on the way is checked here; what only the end shows, in `verdict`. It is longer than
 //! other files, since what a call knows, does and may do is one story.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
-
-use super::platform::{COUNTER, Conversation, Platform, Seen, Store, Style, Write, count_in};
-use super::random::Random;
-use crate::error::{Error, ErrorKind, Sent};
-use crate::http::Transport;
-use crate::http::{Body, Method, Request, Response, TransportError};
-use crate::report::audit::{AuditMode, AuditSink};
-use crate::report::audit::{AuditPhase, AuditRecord};
-use crate::report::event::{Subscription, UpdateEvent};
-use crate::report::receipt::{Receipt, Status};
-use crate::util::clock::{Clock, SystemClock};
-use crate::util::sync::Cancel;
-use crate::values::attributes::Attributes;
-use crate::{
-    Client, Credentials, Edit, RateLimit, Region, RetryPolicy, Snapshot, Target, Update,
+use genesys_attributes::audit::{AuditMode, AuditPhase, AuditRecord, AuditSink};
+use genesys_attributes::clock::{Clock, SystemClock};
+use genesys_attributes::error::Sent;
+use genesys_attributes::http::{Method, Request, Response, Transport, TransportError};
+use genesys_attributes::{
+    Attributes, Cancel, Client, Credentials, Edit, Error, ErrorKind, Metrics, Outcome, RateLimit,
+    Receipt, Region, RetryPolicy, Snapshot, Status, Subscription, Update, UpdateEvent,
     UpdateOptions,
 };
+use serde_json::Value;
+
+use crate::answer::Answer;
+use crate::cells::{Number, Random, Shared};
+use crate::platform::{COUNTER, Conversation, Platform, Seen, Store, Style, Write, count_in};
 
 /// Nanoseconds since the start of the schedule.
-pub(super) type Time = u64;
-pub(super) const MS: Time = 1_000_000;
-pub(super) const SECOND: Time = 1_000 * MS;
+pub type Time = u64;
+pub const MS: Time = 1_000_000;
+pub const SECOND: Time = 1_000 * MS;
 /// The longest request, by the limits of its phases.
 const LONGEST: Time = 65 * SECOND;
 /// What an early refresh may cost.
 const EARLY: Time = 2 * SECOND;
 
 thread_local! {
-    static CURRENT: RefCell<Option<Rc<Schedule>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Arc<Schedule>>> = const { RefCell::new(None) };
 }
 
-fn current() -> Rc<Schedule> {
+fn current() -> Arc<Schedule> {
     CURRENT.with_borrow(|current| current.clone().expect("a schedule runs"))
 }
 
 /// What is the same for the whole schedule.
 #[derive(Debug)]
-pub(super) struct Knobs {
+pub struct Knobs {
     /// In percent of the requests.
     faults: u64,
     login_faults: u64,
     /// In percent of the places where something else may happen.
     interludes: u64,
-    pub(super) rate: Option<u32>,
-    pub(super) deadline: Time,
+    pub rate: Option<u32>,
+    pub deadline: Time,
     attempts: u32,
     conflicts: u32,
-    pub(super) max_pause: u64,
-    pub(super) audit: Option<AuditMode>,
+    pub max_pause: u64,
+    pub audit: Option<AuditMode>,
     token_life: u64,
     clients: usize,
 }
 
 /// What a call is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Work {
+pub enum Work {
     Set,
     Count,
     Unique,
@@ -77,73 +74,71 @@ pub(super) enum Work {
 
 /// One call of `update` or `update_with`, and all that is known of it.
 #[derive(Debug)]
-pub(super) struct Call {
-    pub(super) client: usize,
-    pub(super) conversation: usize,
-    pub(super) store: Store,
-    pub(super) who: &'static str,
-    pub(super) work: Work,
-    pub(super) unlocked: bool,
-    pub(super) demanded: bool,
-    pub(super) verify: bool,
-    /// Waits for what the platform asks for do not count.
-    pub(super) patient: bool,
+pub struct Call {
+    pub client: usize,
+    pub conversation: usize,
+    pub store: Store,
+    pub who: &'static str,
+    pub work: Work,
+    pub unlocked: bool,
+    pub demanded: bool,
+    pub verify: bool,
     /// Made from inside of an audit sink, which gets no record of it.
-    pub(super) in_sink: bool,
+    pub in_sink: bool,
     /// Made from inside of another update of the same client, on its thread.
-    pub(super) reentrant: bool,
-    pub(super) wanted: Attributes,
-    pub(super) removed: Vec<String>,
+    pub reentrant: bool,
+    pub wanted: Attributes,
+    pub removed: Vec<String>,
     cancel: Option<Cancel>,
     begun: Time,
     /// No pause held the client when it began.
     unpaused: bool,
     first_send: Option<Time>,
     api_began: Option<Time>,
-    pub(super) api_ended: Time,
-    pub(super) requests: u32,
-    pub(super) attempts: u32,
-    pub(super) reads: u32,
-    pub(super) read: Option<Seen>,
+    pub api_ended: Time,
+    pub requests: u32,
+    pub attempts: u32,
+    pub reads: u32,
+    pub read: Option<Seen>,
     /// What the answer under way shows, should it arrive.
     shown: Option<Seen>,
     /// Where a write showed up in the log.
-    pub(super) applied: Vec<usize>,
+    pub applied: Vec<usize>,
     /// A write ended without a clear answer.
-    pub(super) doubt: bool,
+    pub doubt: bool,
     /// The write that was sent last.
     sent: Option<Write>,
-    pub(super) panicked: bool,
+    pub panicked: bool,
     /// Somebody else's doing kept it beyond the limit of its request or wait.
     stolen: Time,
     early: Time,
     in_turn: bool,
     /// Intents that were recorded, and those that could not be as well.
-    pub(super) intents: u32,
-    pub(super) intents_tried: u32,
-    pub(super) outcomes: Vec<Status>,
-    pub(super) audit_id: Option<String>,
-    pub(super) audit_failed: bool,
-    pub(super) hook_panicked: bool,
-    pub(super) events: u32,
-    pub(super) sequence: Option<u64>,
+    pub intents: u32,
+    pub intents_tried: u32,
+    pub outcomes: Vec<Status>,
+    pub audit_id: Option<String>,
+    pub audit_failed: bool,
+    pub hook_panicked: bool,
+    pub events: u32,
+    pub sequence: Option<u64>,
     /// The version in the answer to the last write.
-    pub(super) told: Option<String>,
-    pub(super) result: Option<Result<Receipt, Error>>,
+    pub told: Option<String>,
+    pub result: Option<Result<Receipt, Error>>,
 }
 
 /// What one client must know and count.
 #[derive(Debug, Default)]
-pub(super) struct Truth {
-    pub(super) calls: u64,
-    pub(super) requests: u64,
-    pub(super) conflicts: u64,
-    pub(super) rate_limited: u64,
-    pub(super) server_errors: u64,
-    pub(super) transport_errors: u64,
-    pub(super) logins: u64,
-    pub(super) hook_panics: u64,
-    pub(super) audit_failures: u64,
+pub struct Truth {
+    pub calls: u64,
+    pub requests: u64,
+    pub conflicts: u64,
+    pub rate_limited: u64,
+    pub server_errors: u64,
+    pub transport_errors: u64,
+    pub logins: u64,
+    pub hook_panics: u64,
+    pub audit_failures: u64,
     /// When requests of the API came to the platform.
     arrivals: Vec<Time>,
     paused_until: Time,
@@ -162,36 +157,38 @@ pub(super) struct Truth {
     found: Vec<Option<Time>>,
 }
 
-pub(super) struct Schedule {
-    pub(super) random: Random,
-    pub(super) knobs: Knobs,
-    now: Cell<Time>,
+pub struct Schedule {
+    pub random: Random,
+    pub knobs: Knobs,
+    now: Number,
     start: Instant,
-    pub(super) platform: RefCell<Platform>,
-    clients: RefCell<Vec<Client>>,
-    pub(super) subscriptions: RefCell<Vec<Subscription>>,
-    pub(super) truths: RefCell<Vec<Truth>>,
-    pub(super) calls: RefCell<Vec<Call>>,
+    pub platform: Shared<Platform>,
+    clients: Shared<Vec<Client>>,
+    pub subscriptions: Mutex<Vec<Subscription>>,
+    pub truths: Shared<Vec<Truth>>,
+    pub calls: Shared<Vec<Call>>,
     /// The calls under way, from the outermost to the one that runs.
-    stack: RefCell<Vec<usize>>,
-    delayed: RefCell<Vec<Write>>,
-    left: Cell<u32>,
+    stack: Shared<Vec<usize>>,
+    delayed: Shared<Vec<Write>>,
+    left: Number,
     /// Tokens that the platform takes, by client: serial number and end.
-    tokens: RefCell<Vec<(u64, Time)>>,
-    serial: Cell<u64>,
-    pub(super) violation: RefCell<Option<String>>,
-    trace: Option<RefCell<Vec<String>>>,
-    tally: RefCell<Vec<Counted>>,
+    tokens: Shared<Vec<(u64, Time)>>,
+    serial: Number,
+    /// The running thread is in an audit sink.
+    in_sink: Number,
+    pub violation: Shared<Option<String>>,
+    trace: Option<Shared<Vec<String>>>,
+    tally: Shared<Vec<Counted>>,
 }
 
 /// A group and what happened.
-pub(super) type Counted = (&'static str, &'static str);
+pub type Counted = (&'static str, &'static str);
 
 /// What came of a schedule.
-pub(super) struct Report {
-    pub(super) violation: Option<String>,
-    pub(super) trace: Vec<String>,
-    pub(super) tally: Vec<Counted>,
+pub struct Report {
+    pub violation: Option<String>,
+    pub trace: Vec<String>,
+    pub tally: Vec<Counted>,
 }
 
 #[derive(Debug)]
@@ -224,7 +221,7 @@ impl Clock for Simulated {
 struct Trail(usize);
 
 impl AuditSink for Trail {
-    fn record(&self, record: &AuditRecord) -> std::io::Result<()> {
+    fn record(&self, record: &AuditRecord<'_>) -> std::io::Result<()> {
         current().recorded(self.0, record)
     }
 }
@@ -239,7 +236,6 @@ enum Fate {
     Reset(Effect),
     TimedOut(Effect),
     Cut,
-    BodyTimedOut,
     Html,
     Revoked,
     Cancelled,
@@ -254,21 +250,16 @@ enum Effect {
 }
 
 /// Runs the schedule of a seed.
-pub(super) fn run(seed: u64, traced: bool) -> Report {
-    let schedule = Rc::new(Schedule::new(seed, traced));
+pub fn run(seed: u64, traced: bool) -> Report {
+    let schedule = Arc::new(Schedule::new(seed, traced));
     CURRENT.set(Some(schedule.clone()));
-    crate::util::sync::pass_instead_of_waiting(Some(|limit| {
-        let schedule = current();
-        schedule.pass(limit.as_nanos() as Time);
-    }));
     schedule.open();
     schedule.play();
-    super::verdict::check(&schedule);
-    schedule.subscriptions.take();
+    crate::verdict::check(&schedule);
+    schedule.subscriptions.lock().unwrap().clear();
     schedule.clients.take();
-    crate::util::sync::pass_instead_of_waiting(None);
     CURRENT.set(None);
-    let trace = schedule.trace.as_ref().map(RefCell::take);
+    let trace = schedule.trace.as_ref().map(Shared::take);
     Report {
         violation: schedule.violation.take(),
         trace: trace.unwrap_or_default(),
@@ -300,23 +291,24 @@ impl Schedule {
             platform.conversations.push(conversation);
         }
         Schedule {
-            left: Cell::new(2 + random.below(3) as u32),
+            left: Number::new(2 + random.below(3)),
             random,
             knobs,
-            now: Cell::new(0),
+            now: Number::default(),
             start: SystemClock.now(),
-            platform: RefCell::new(platform),
-            clients: RefCell::default(),
-            subscriptions: RefCell::default(),
-            truths: RefCell::default(),
-            calls: RefCell::default(),
-            stack: RefCell::default(),
-            delayed: RefCell::default(),
-            tokens: RefCell::default(),
-            serial: Cell::new(0),
-            violation: RefCell::default(),
-            trace: traced.then(RefCell::default),
-            tally: RefCell::default(),
+            platform: Shared::new(platform),
+            clients: Shared::default(),
+            subscriptions: Mutex::default(),
+            truths: Shared::default(),
+            calls: Shared::default(),
+            stack: Shared::default(),
+            delayed: Shared::default(),
+            tokens: Shared::default(),
+            serial: Number::default(),
+            in_sink: Number::default(),
+            violation: Shared::default(),
+            trace: traced.then(Shared::default),
+            tally: Shared::default(),
         }
     }
 
@@ -354,7 +346,7 @@ impl Schedule {
                 builder = builder.audit(Trail(number)).audit_mode(mode);
             }
             let client = builder.build().expect("good settings");
-            self.subscriptions.borrow_mut().push(client.subscribe(64));
+            self.subscriptions.lock().unwrap().push(client.subscribe(64));
             self.clients.borrow_mut().push(client);
             self.truths.borrow_mut().push(Truth {
                 told: vec![None; conversations],
@@ -379,15 +371,15 @@ impl Schedule {
 
     // What is written down.
 
-    pub(super) fn now(&self) -> Time {
+    pub fn now(&self) -> Time {
         self.now.get()
     }
 
-    pub(super) fn pass(&self, time: Time) {
+    pub fn pass(&self, time: Time) {
         self.now.set(self.now.get() + time);
     }
 
-    pub(super) fn note(&self, line: impl FnOnce() -> String) {
+    pub fn note(&self, line: impl FnOnce() -> String) {
         if let Some(trace) = &self.trace {
             let depth = self.stack.borrow().len();
             let at = self.now() as f64 / SECOND as f64;
@@ -400,7 +392,7 @@ impl Schedule {
         self.tally.borrow_mut().push((group, what));
     }
 
-    pub(super) fn wrong(&self, what: impl FnOnce() -> String) {
+    pub fn wrong(&self, what: impl FnOnce() -> String) {
         let mut violation = self.violation.borrow_mut();
         if violation.is_none() {
             let what = what();
@@ -431,9 +423,7 @@ impl Schedule {
             let call = &self.calls.borrow()[*n];
             call.client == client && call.conversation == conversation && call.in_turn
         });
-        // To wait for the turn of a call that goes on only afterwards takes until the deadline, and
-        // shows little.
-        if waits && !reentrant && random.percent(85) {
+        if waits && !reentrant {
             return;
         }
         self.left.set(self.left.get() - 1);
@@ -483,22 +473,26 @@ impl Schedule {
         let mut platform = self.platform.borrow_mut();
         let at = &mut platform.conversations[conversation];
         let id = at.id.clone();
-        let mut target = match store {
-            Store::Own => Target::conversation(&*id),
-            Store::Person if who == "id" => Target::participant(&*id, at.people[1].id.as_str()),
-            Store::Person => Target::participant(&*id, who),
-            Store::Secure => Target::secure(&*id),
-            Store::Custom => Target::custom(&*id, "r"),
+        let mut update = match store {
+            Store::Own => Update::conversation(&*id),
+            Store::Person if who == "id" => Update::participant(&*id, at.people[1].id.as_str()),
+            Store::Person => Update::participant(&*id, who),
+            Store::Secure => Update::secure(&*id),
+            Store::Custom => Update::custom(&*id, "r"),
         };
         if unlocked {
-            target.set_unlocked();
+            update = update.unlocked();
         }
         if store == Store::Custom && random.percent(50) {
-            target.set_schema("s".into());
+            update = update.schema("s");
         }
-        let mut update = Update::new(target.clone());
-        update.attributes = wanted.clone();
-        update.remove = removed.clone();
+        let target = update.target().clone();
+        for (key, value) in &wanted {
+            update = update.set(key, value.clone());
+        }
+        for key in &removed {
+            update = update.remove(key);
+        }
         let mut demanded = false;
         if work == Work::Set && !unlocked && random.percent(10) {
             let style = at.style;
@@ -516,11 +510,11 @@ impl Schedule {
         if work == Work::Set && random.percent(10) {
             update = update.skip_unchanged();
         }
-        if work == Work::Set && random.percent(5) {
+        let verify = work == Work::Set && random.percent(5);
+        if verify {
             update = update.verify();
         }
         let cancel = random.percent(25).then(Cancel::new);
-        let patient = work == Work::Set && cancel.is_some() && random.percent(20);
         let begun = self.now();
         let unpaused = {
             let mut truths = self.truths.borrow_mut();
@@ -529,8 +523,7 @@ impl Schedule {
         };
         self.note(|| {
             format!(
-                "call {number} of client {client}: {work:?} {id} {store:?} {who} {update:?}{}{}",
-                if patient { ", patient" } else { "" },
+                "call {number} of client {client}: {work:?} {id} {store:?} {who} {update:?}{}",
                 if reentrant { ", reentrant" } else { "" },
             )
         });
@@ -542,8 +535,7 @@ impl Schedule {
             work,
             unlocked,
             demanded,
-            verify: update.verify,
-            patient,
+            verify,
             reentrant,
             wanted,
             removed,
@@ -564,8 +556,8 @@ impl Schedule {
             panicked: false,
             stolen: 0,
             early: 0,
-            in_turn: false,
-            in_sink: crate::report::audit::is_recording(),
+            in_turn: !reentrant,
+            in_sink: self.in_sink.get() > 0,
             intents: 0,
             intents_tried: 0,
             outcomes: Vec::new(),
@@ -581,7 +573,6 @@ impl Schedule {
         self.stack.borrow_mut().push(number);
         let work_it = || match (work, &cancel) {
             (Work::Set, None) => handle.update(&update),
-            (Work::Set, Some(cancel)) if patient => handle.update_in_batch(&update, cancel),
             (Work::Set, Some(cancel)) => handle.update_cancellable(&update, cancel),
             (_, cancel) => {
                 let mut options = UpdateOptions::new();
@@ -658,17 +649,15 @@ impl Schedule {
             // Otherwise its hooks came after it.
             self.in_time(call, now);
             let mut truths = self.truths.borrow_mut();
-            let ended = result.as_ref().ok();
-            let ended = ended.map(|receipt| (receipt.outcome.into(), &receipt.version));
-            self.learned(&mut truths[call.client], call, ended);
+            self.learned(&mut truths[call.client], call, result.as_ref().ok());
         }
-        super::verdict::check_call(self, call, &result);
+        crate::verdict::check_call(self, call, &result);
         call.result = Some(result);
     }
 
     /// The call ended within its deadline.
     fn in_time(&self, call: &Call, now: Time) {
-        if call.patient || self.knobs.rate.is_some() || !call.unpaused || call.panicked {
+        if self.knobs.rate.is_some() || !call.unpaused || call.panicked {
             return;
         }
         let end = call.begun + self.knobs.deadline + call.early + call.stolen;
@@ -678,11 +667,11 @@ impl Schedule {
     }
 
     /// What a client may count on after a call.
-    fn learned(&self, truth: &mut Truth, call: &Call, ended: Option<(Status, &Option<String>)>) {
+    fn learned(&self, truth: &mut Truth, call: &Call, receipt: Option<&Receipt>) {
         let at = call.conversation;
-        match (call.store, ended) {
-            (Store::Own, Some((status, version))) if status != Status::Unchanged => {
-                truth.told[at] = version.clone();
+        match (call.store, receipt) {
+            (Store::Own, Some(receipt)) if receipt.outcome != Outcome::Unchanged => {
+                truth.told[at] = receipt.version.clone();
             }
             (Store::Own, None) if call.attempts > 0 => truth.told[at] = None,
             (Store::Person, Some(_))
@@ -720,16 +709,12 @@ impl Schedule {
                 if inside && random.percent(10) {
                     self.count("meanwhile", "reentrant call");
                     self.call(client, true);
-                } else {
-                    let whose = if busy {
-                        "another thread"
-                    } else {
-                        "another client"
-                    };
-                    self.count("meanwhile", whose);
-                    crate::util::keyed_lock::as_another_thread(|| {
-                        crate::report::audit::as_another_thread(|| self.call(client, false));
-                    });
+                } else if !busy {
+                    self.count("meanwhile", "another client");
+                    self.on_another_thread(client);
+                } else if self.is_free(client) {
+                    self.count("meanwhile", "another thread");
+                    self.on_another_thread(client);
                 }
             }
             4 | 5 => {
@@ -792,6 +777,28 @@ impl Schedule {
         }
     }
 
+    /// Whether a call that has its turn goes on without another call of this client: no login is needed or under way, and
+    /// there is room in the rate limit.
+    fn is_free(&self, client: usize) -> bool {
+        let truths = self.truths.borrow();
+        let lasting = |(_, end): (u64, Time)| end > self.now() + 1_000 * SECOND;
+        self.knobs.rate.is_none() && truths[client].token.is_some_and(lasting)
+    }
+
+    /// A call on a thread that holds no turn and is in no audit sink.
+    fn on_another_thread(&self, client: usize) {
+        let schedule = current();
+        let in_sink = self.in_sink.get();
+        self.in_sink.set(0);
+        let thread = std::thread::spawn(move || {
+            CURRENT.set(Some(schedule.clone()));
+            schedule.call(client, false);
+            CURRENT.set(None);
+        });
+        thread.join().expect("the panics of a call are caught");
+        self.in_sink.set(in_sink);
+    }
+
     /// A copy of an earlier write arrives late.
     fn land(&self) {
         let mut delayed = self.delayed.borrow_mut();
@@ -839,7 +846,7 @@ impl Schedule {
             self.truths.borrow_mut()[client].logging_in &= !login;
             resume_unwind(Box::new("on purpose"));
         }
-        let result = if fate == Fate::NotSent {
+        let result: Result<Answer, TransportError> = if fate == Fate::NotSent {
             self.pass((5 * MS).min(limit));
             lost(ErrorKind::Connect, Sent::No)
         } else {
@@ -851,7 +858,7 @@ impl Schedule {
                 self.api(client, request, fate)
             };
             self.interlude();
-            if matches!(fate, Fate::TimedOut(_) | Fate::BodyTimedOut) {
+            if matches!(fate, Fate::TimedOut(_)) {
                 self.now.set(self.now().max(began + limit));
             } else if self.random.percent(2) {
                 // Slow, and just in time.
@@ -875,7 +882,7 @@ impl Schedule {
             self.note(|| "cancelled".into());
             cancel.cancel();
         }
-        result
+        result.map(Answer::response)
     }
 
     /// What must hold when a request is sent. Whether it is an early refresh.
@@ -883,28 +890,18 @@ impl Schedule {
         let now = self.now();
         let top = self.top();
         let mut calls = self.calls.borrow_mut();
-        let conversation = calls[top].conversation;
         if calls[top].client != client || calls[top].result.is_some() {
             self.wrong(|| "a request of a call that is over".into());
         }
-        let outer = self.stack.borrow();
-        for number in outer.iter().filter(|n| **n != top) {
-            let call = &calls[*number];
-            if call.client == client && call.conversation == conversation && call.in_turn {
-                self.wrong(|| format!("call {top} does not wait for the turn of call {number}"));
-            }
-        }
-        drop(outer);
         let call = &mut calls[top];
         call.first_send.get_or_insert(now);
-        call.in_turn = true;
         if call.cancel.as_ref().is_some_and(Cancel::is_cancelled) {
             self.wrong(|| "a request after the cancel".into());
         }
         if call.reentrant {
             self.wrong(|| "a call from inside of an update sends".into());
         }
-        let counted = !call.patient && self.knobs.rate.is_none() && call.unpaused;
+        let counted = self.knobs.rate.is_none() && call.unpaused;
         if counted && now >= call.begun + self.knobs.deadline + call.early + call.stolen + MS {
             self.wrong(|| "a request after the deadline".into());
         }
@@ -1027,7 +1024,7 @@ impl Schedule {
         client: usize,
         request: &Request,
         began: Time,
-        result: &Result<Response, TransportError>,
+        result: &Result<Answer, TransportError>,
     ) {
         let now = self.now();
         let login = request.method() == Method::Post;
@@ -1056,16 +1053,16 @@ impl Schedule {
             Ok(response) => response,
             Err(failure) => {
                 truth.transport_errors += 1;
-                call.doubt |= writes && failure.sent == Sent::Maybe;
+                call.doubt |= writes && failure.sent() == Sent::Maybe;
                 return;
             }
         };
         let status = response.status;
         truth.server_errors += u64::from(status >= 500);
-        let whole = response.is_whole();
+        let whole = !response.cut;
         truth.transport_errors += u64::from(status < 400 && !whole && !writes);
         if login {
-            let granted = response.object().ok().filter(|_| status == 200);
+            let granted = response.object().filter(|_| status == 200);
             let token = granted.as_ref().and_then(|body| body.get("access_token"));
             let serial = token
                 .and_then(Value::as_str)
@@ -1079,9 +1076,7 @@ impl Schedule {
             truth.refused.push(serial);
             truth.token = truth.token.filter(|(current, _)| *current != serial);
         }
-        let asked = response
-            .header("retry-after")
-            .and_then(|text| text.parse::<u64>().ok());
+        let asked = response.retry_after;
         let mut paused = false;
         let throttled = status == 429 || status == 503 && asked.is_some() || status == 400 && login;
         if throttled {
@@ -1111,7 +1106,7 @@ impl Schedule {
         let call = &mut calls[top];
         if !login && !writes {
             let shown = call.shown.take();
-            if status == 200 && is_object(response) {
+            if status == 200 && response.object().is_some() {
                 call.read = shown;
             } else if status == 404 && call.store == Store::Custom {
                 call.read = Some(Seen::default());
@@ -1121,16 +1116,12 @@ impl Schedule {
             return;
         }
         call.doubt |= matches!(status, 408 | 500 | 502 | 503 | 504);
-        let told = if call.store == Store::Own {
-            response.object_of::<Attributes>().ok()
-        } else {
-            None
-        };
+        let told = response.object().filter(|_| call.store == Store::Own);
         let told = told.and_then(|body| body.get("version").cloned());
         call.told = match told {
             Some(Value::String(text)) => Some(text),
             Some(number) => Some(number.to_string()),
-            None => response.header("etag").map(str::to_owned),
+            None => response.etag.clone(),
         };
         let remembered = call.reads == 0 && call.who == "customer";
         if remembered && matches!(status, 404 | 409 | 410) {
@@ -1139,7 +1130,9 @@ impl Schedule {
         }
         let conflict = match call.store {
             Store::Own => matches!(status, 409 | 412),
-            Store::Custom => status == 409 || status == 400 && told_conflict(response),
+            Store::Custom => {
+                status == 409 || status == 400 && response.body.contains("current version")
+            }
             Store::Person | Store::Secure => status == 409,
         };
         truth.conflicts += u64::from(conflict);
@@ -1173,8 +1166,7 @@ impl Schedule {
             6 => Fate::NotSent,
             7 | 8 => Fate::Reset(effect),
             9 => Fate::TimedOut(effect),
-            10 => Fate::Cut,
-            11 => Fate::BodyTimedOut,
+            10 | 11 => Fate::Cut,
             12 => Fate::Html,
             13 => Fate::Revoked,
             14 => Fate::Status(404, None, false),
@@ -1210,7 +1202,6 @@ impl Schedule {
             Fate::Reset(Effect::Never) => "reset, not done",
             Fate::TimedOut(_) => "timeout",
             Fate::Cut => "cut body",
-            Fate::BodyTimedOut => "body timeout",
             Fate::Html => "HTML body",
             Fate::Revoked => "401",
             Fate::Cancelled => "cancel",
@@ -1228,7 +1219,7 @@ impl Schedule {
         serial
     }
 
-    fn login(&self, fate: Fate) -> Result<Response, TransportError> {
+    fn login(&self, fate: Fate) -> Result<Answer, TransportError> {
         match fate {
             Fate::Reset(_) => return lost(ErrorKind::Transport, Sent::Maybe),
             Fate::TimedOut(_) => return lost(ErrorKind::Timeout, Sent::Maybe),
@@ -1238,11 +1229,10 @@ impl Schedule {
                     401 => r#"{"error":"invalid_client"}"#,
                     _ => "",
                 };
-                return Ok(with_wait(Response::new(status).with_body(body), wait));
+                return Ok(Answer::new(status, body).wait(wait));
             }
-            Fate::Html => return Ok(Response::new(200).with_body("<html>")),
-            Fate::Cut => return Ok(Response::new(200).with_broken_body("cut")),
-            Fate::BodyTimedOut => return Ok(timed_out_body()),
+            Fate::Html => return Ok(Answer::new(200, "<html>")),
+            Fate::Cut => return Ok(Answer::new(200, "").cut()),
             _ => {}
         }
         let life = self.knobs.token_life;
@@ -1251,15 +1241,10 @@ impl Schedule {
             self.tokens.borrow_mut().pop();
         }
         let body = format!(r#"{{"access_token":"t{serial}","expires_in":{life}}}"#);
-        Ok(Response::new(200).with_body(body))
+        Ok(Answer::new(200, body))
     }
 
-    fn api(
-        &self,
-        client: usize,
-        request: &Request,
-        fate: Fate,
-    ) -> Result<Response, TransportError> {
+    fn api(&self, client: usize, request: &Request, fate: Fate) -> Result<Answer, TransportError> {
         self.arrived(client);
         let writes = request.method() != Method::Get;
         let serial = serial_of(request);
@@ -1273,7 +1258,7 @@ impl Schedule {
             .iter()
             .any(|(t, end)| *t == serial && self.now() < *end);
         if !known {
-            return Ok(Response::new(401).with_body(r#"{"code":"bad.credentials"}"#));
+            return Ok(Answer::new(401, r#"{"code":"bad.credentials"}"#));
         }
         let does = match fate {
             Fate::Status(_, _, applied) => applied,
@@ -1290,10 +1275,10 @@ impl Schedule {
                             self.platform.borrow().written(&write, version, way)
                         }
                         Err(409) if write.store == Store::Custom && self.random.percent(50) => {
-                            Response::new(400)
-                                .with_body(r#"{"message":"it does not match the current version"}"#)
+                            let body = r#"{"message":"it does not match the current version"}"#;
+                            Answer::new(400, body)
                         }
-                        Err(status) => Response::new(status).with_body("{}"),
+                        Err(status) => Answer::new(status, "{}"),
                     });
                 } else if matches!(
                     fate,
@@ -1312,17 +1297,14 @@ impl Schedule {
         match (fate, answer) {
             (Fate::Reset(_), _) => lost(ErrorKind::Transport, Sent::Maybe),
             (Fate::TimedOut(_), _) => lost(ErrorKind::Timeout, Sent::Maybe),
-            (Fate::Status(status, wait, _), _) => {
-                Ok(with_wait(Response::new(status).with_body("{}"), wait))
-            }
-            (Fate::Cut, Some(answer)) => Ok(answer.with_broken_body("cut")),
-            (Fate::BodyTimedOut, Some(mut answer)) => {
-                answer.body = Body::TimedOut;
-                Ok(answer)
-            }
-            (Fate::Html, Some(answer)) => Ok(answer.with_body("<html>")),
+            (Fate::Status(status, wait, _), _) => Ok(Answer::new(status, "{}").wait(wait)),
+            (Fate::Cut, Some(answer)) => Ok(answer.cut()),
+            (Fate::Html, Some(answer)) => Ok(Answer {
+                body: "<html>".into(),
+                ..answer
+            }),
             (_, Some(answer)) => Ok(answer),
-            (_, None) => Ok(Response::new(400).with_body("{}")),
+            (_, None) => Ok(Answer::new(400, "{}")),
         }
     }
 
@@ -1368,7 +1350,7 @@ impl Schedule {
 
     // What the client tells.
 
-    fn recorded(&self, client: usize, record: &AuditRecord) -> std::io::Result<()> {
+    fn recorded(&self, client: usize, record: &AuditRecord<'_>) -> std::io::Result<()> {
         let fails = self.random.percent(3);
         let began = self.now();
         let outcome = record.phase == AuditPhase::Outcome;
@@ -1400,7 +1382,9 @@ impl Schedule {
         if fails {
             self.truths.borrow_mut()[client].audit_failures += 1;
         }
+        self.in_sink.set(1);
         self.interlude();
+        self.in_sink.set(0);
         self.with_top(|call| call.stolen += self.now() - began);
         if fails {
             Err(std::io::Error::other("no space"))
@@ -1409,7 +1393,7 @@ impl Schedule {
         }
     }
 
-    fn told(&self, client: usize, event: &UpdateEvent) {
+    fn told(&self, client: usize, event: &UpdateEvent<'_>) {
         let mut calls = self.calls.borrow_mut();
         let call = &mut calls[self.top()];
         self.note(|| format!("event {}", event.sequence));
@@ -1420,17 +1404,13 @@ impl Schedule {
             self.wrong(|| "an event of another call".into());
         }
         if let Some(audit_id) = &call.audit_id
-            && *audit_id != event.id
+            && *audit_id != event.audit().id
         {
             self.wrong(|| "an event with another audit id".into());
         }
         self.in_time(call, self.now());
         let mut truths = self.truths.borrow_mut();
-        self.learned(
-            &mut truths[client],
-            call,
-            Some((event.status, &event.version)),
-        );
+        self.learned(&mut truths[client], call, Some(&**event));
         call.in_turn = false;
     }
 
@@ -1443,46 +1423,25 @@ impl Schedule {
         }
     }
 
-    pub(super) fn metrics(&self, client: usize) -> crate::Metrics {
+    pub fn metrics(&self, client: usize) -> Metrics {
         self.clients.borrow()[client].metrics()
     }
 
     /// From the first request of the API to the end of the last.
-    pub(super) fn latency(call: &Call) -> Duration {
+    pub fn latency(call: &Call) -> Duration {
         let began = call.api_began.unwrap_or(call.api_ended);
         Duration::from_nanos(call.api_ended.saturating_sub(began))
     }
 }
 
-fn lost(kind: ErrorKind, sent: Sent) -> Result<Response, TransportError> {
+fn lost(kind: ErrorKind, sent: Sent) -> Result<Answer, TransportError> {
     Err(TransportError::new(Error::new(kind, "on purpose"), sent))
-}
-
-fn with_wait(response: Response, wait: Option<u64>) -> Response {
-    match wait {
-        Some(seconds) => response.with_header("Retry-After", seconds.to_string()),
-        None => response,
-    }
-}
-
-fn timed_out_body() -> Response {
-    let mut response = Response::new(200);
-    response.body = Body::TimedOut;
-    response
-}
-
-fn is_object(response: &Response) -> bool {
-    matches!(&response.body, Body::Whole(bytes) if bytes.starts_with(b"{"))
-}
-
-fn told_conflict(response: &Response) -> bool {
-    crate::session::problem::message_of(response)
-        .is_some_and(|text| text.contains("current version"))
 }
 
 /// The serial number of the request's token.
 fn serial_of(request: &Request) -> u64 {
-    let header = request.authorization.as_ref().map(|secret| secret.expose());
-    let token = header.and_then(|text| text.strip_prefix("Bearer t"));
+    let mut headers = request.headers();
+    let header = headers.find(|(name, _)| *name == "Authorization");
+    let token = header.and_then(|(_, text)| text.strip_prefix("Bearer t"));
     token.and_then(|text| text.parse().ok()).unwrap_or_default()
 }

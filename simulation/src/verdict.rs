@@ -1,12 +1,12 @@
 //! What must hold of every call when it ends, and of a schedule when nothing is left to happen.
 
-use super::platform::{Store, count_in};
-use super::schedule::{Call, Schedule, Work};
-use crate::error::{Error, ErrorKind};
-use crate::report::receipt::{Outcome, Receipt, Status};
+use genesys_attributes::{Error, ErrorKind, Outcome, Receipt, Status};
+
+use crate::platform::{Store, count_in};
+use crate::schedule::{Call, Schedule, Work};
 
 /// What must hold of a call when it ends.
-pub(super) fn check_call(schedule: &Schedule, call: &Call, result: &Result<Receipt, Error>) {
+pub fn check_call(schedule: &Schedule, call: &Call, result: &Result<Receipt, Error>) {
     let check = |holds: bool, what: &str| {
         if !holds {
             schedule.wrong(|| what.to_owned());
@@ -99,12 +99,12 @@ fn succeeded(schedule: &Schedule, call: &Call, receipt: &Receipt) {
                 "already applied, and somebody else's",
             );
         }
-        Outcome::Unchanged => {}
+        _ => {}
     }
 }
 
 /// What must hold when nothing is left to happen.
-pub(super) fn check(schedule: &Schedule) {
+pub fn check(schedule: &Schedule) {
     let calls = schedule.calls.borrow();
     for (number, call) in calls.iter().enumerate() {
         let applied = !call.applied.is_empty();
@@ -145,7 +145,7 @@ fn counters(schedule: &Schedule, calls: &[Call]) {
 
 /// One event for each update that is told, in the order of its conversation's writes.
 fn events(schedule: &Schedule, calls: &[Call], client: usize) {
-    let subscriptions = schedule.subscriptions.borrow();
+    let subscriptions = schedule.subscriptions.lock().unwrap();
     let delivered = std::iter::from_fn(|| subscriptions[client].try_recv());
     let delivered: Vec<u64> = delivered.map(|delivery| delivery.sequence).collect();
     let told = calls.iter().filter(|call| call.client == client);
