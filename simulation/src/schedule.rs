@@ -346,7 +346,10 @@ impl Schedule {
                 builder = builder.audit(Trail(number)).audit_mode(mode);
             }
             let client = builder.build().expect("good settings");
-            self.subscriptions.lock().unwrap().push(client.subscribe(64));
+            self.subscriptions
+                .lock()
+                .unwrap()
+                .push(client.subscribe(64));
             self.clients.borrow_mut().push(client);
             self.truths.borrow_mut().push(Truth {
                 told: vec![None; conversations],
@@ -1131,7 +1134,7 @@ impl Schedule {
         let conflict = match call.store {
             Store::Own => matches!(status, 409 | 412),
             Store::Custom => {
-                status == 409 || status == 400 && response.body.contains("current version")
+                status == 409 || status == 400 && whole && response.body.contains("current version")
             }
             Store::Person | Store::Secure => status == 409,
         };
