@@ -17,9 +17,8 @@ use genesys_attributes::clock::{Clock, SystemClock};
 use genesys_attributes::error::Sent;
 use genesys_attributes::http::{Method, Request, Response, Transport, TransportError};
 use genesys_attributes::{
-    Attributes, Cancel, Client, Credentials, Edit, Error, ErrorKind, Metrics, Outcome, RateLimit,
-    Receipt, Region, RetryPolicy, Snapshot, Status, Subscription, Update, UpdateEvent,
-    UpdateOptions,
+    Attributes, Cancel, Client, Credentials, Edit, Error, ErrorKind, Metrics, RateLimit, Receipt,
+    Region, RetryPolicy, Snapshot, Status, Subscription, Update, UpdateEvent, UpdateOptions,
 };
 use serde_json::Value;
 
@@ -221,7 +220,7 @@ impl Clock for Simulated {
 struct Trail(usize);
 
 impl AuditSink for Trail {
-    fn record(&self, record: &AuditRecord<'_>) -> std::io::Result<()> {
+    fn record(&self, record: &AuditRecord) -> std::io::Result<()> {
         current().recorded(self.0, record)
     }
 }
@@ -652,7 +651,11 @@ impl Schedule {
             // Otherwise its hooks came after it.
             self.in_time(call, now);
             let mut truths = self.truths.borrow_mut();
-            self.learned(&mut truths[call.client], call, result.as_ref().ok());
+            let ok = result
+                .as_ref()
+                .ok()
+                .map(|receipt| (receipt.outcome.into(), &receipt.version));
+            self.learned(&mut truths[call.client], call, ok);
         }
         crate::verdict::check_call(self, call, &result);
         call.result = Some(result);
@@ -670,11 +673,11 @@ impl Schedule {
     }
 
     /// What a client may count on after a call.
-    fn learned(&self, truth: &mut Truth, call: &Call, receipt: Option<&Receipt>) {
+    fn learned(&self, truth: &mut Truth, call: &Call, ok: Option<(Status, &Option<String>)>) {
         let at = call.conversation;
-        match (call.store, receipt) {
-            (Store::Own, Some(receipt)) if receipt.outcome != Outcome::Unchanged => {
-                truth.told[at] = receipt.version.clone();
+        match (call.store, ok) {
+            (Store::Own, Some((status, version))) if status != Status::Unchanged => {
+                truth.told[at] = version.clone();
             }
             (Store::Own, None) if call.attempts > 0 => truth.told[at] = None,
             (Store::Person, Some(_))
@@ -1353,7 +1356,7 @@ impl Schedule {
 
     // What the client tells.
 
-    fn recorded(&self, client: usize, record: &AuditRecord<'_>) -> std::io::Result<()> {
+    fn recorded(&self, client: usize, record: &AuditRecord) -> std::io::Result<()> {
         let fails = self.random.percent(3);
         let began = self.now();
         let outcome = record.phase == AuditPhase::Outcome;
@@ -1396,7 +1399,7 @@ impl Schedule {
         }
     }
 
-    fn told(&self, client: usize, event: &UpdateEvent<'_>) {
+    fn told(&self, client: usize, event: &UpdateEvent) {
         let mut calls = self.calls.borrow_mut();
         let call = &mut calls[self.top()];
         self.note(|| format!("event {}", event.sequence));
@@ -1413,7 +1416,11 @@ impl Schedule {
         }
         self.in_time(call, self.now());
         let mut truths = self.truths.borrow_mut();
-        self.learned(&mut truths[client], call, Some(&**event));
+        self.learned(
+            &mut truths[client],
+            call,
+            Some((event.status, &event.version)),
+        );
         call.in_turn = false;
     }
 
