@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| genesys_attributes::fuzzing::validation(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| genesys_attributes_fuzz::validation(data));
