@@ -35,9 +35,9 @@ use loom::thread;
 use error::{Error, ErrorKind};
 use http::{Request, Response, TransportError};
 use session::auth::{Credentials, TokenSource};
-use session::exchange::{Call, Wire};
+use session::exchange::{Call, Tokens, Wire};
 use session::limiter::{Limiter, RateLimit, Wait};
-use session::retry::{Patience, RetryPolicy};
+use session::retry::{Caller, RetryPolicy};
 use store::cache::{Cache, Cached};
 use util::clock::Clock;
 use util::keyed_lock::KeyedLock;
@@ -235,6 +235,8 @@ fn tokens(clock: &Still, fails: usize) -> (Arc<TokenSource>, Arc<AtomicUsize>) {
         Ok(Response::new(200).with_body(body))
     };
     let wire = Wire {
+        process: util::process::Process::current(),
+        tokens: None,
         transport: Arc::new(transport),
         clock: Arc::new(clock.clone()),
         counters: Arc::default(),
@@ -255,6 +257,8 @@ fn call() -> Call<'static> {
     // A wire of its own begins the call; only the budget matters.
     let clock = Still(Instant::now());
     let wire = Wire {
+        process: util::process::Process::current(),
+        tokens: None,
         transport: Arc::new(|_: &Request| Ok(Response::new(200))),
         clock: Arc::new(clock),
         counters: Arc::default(),
@@ -263,7 +267,7 @@ fn call() -> Call<'static> {
         longest_request: LONG,
         seeds: Arc::new(util::random::Seeds::new(Some(1))),
     };
-    wire.begin(RetryPolicy::default(), Patience::Deadline, "loom", None)
+    wire.begin(RetryPolicy::default(), Caller::Single, "loom", None)
 }
 
 fn token_models() {

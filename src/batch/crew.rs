@@ -14,7 +14,7 @@ use log::warn;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::receipt::Receipt;
-use crate::session::retry::Patience;
+use crate::session::retry::Caller;
 use crate::update::Update;
 use crate::update::core::EndedPolicy;
 use crate::util::clock::sleep_unless;
@@ -467,8 +467,8 @@ impl<'scope, T: Send> Crew<'scope, '_, T> {
     fn look_up(&self, mut jobs: Vec<Job<T>>) {
         let shared = self.shared;
         let targets: Vec<_> = jobs.iter().map(|job| job.update.target()).collect();
-        let patience = Patience::LookUp;
-        let answer = LookAhead::ask(shared.client, &targets, patience, Some(shared.cancel));
+        let caller = Caller::LookUp;
+        let answer = LookAhead::ask(shared.client, &targets, caller, Some(shared.cancel));
         if let Answer::Found(found) = &answer
             && shared.client.ended_policy() == EndedPolicy::Warn
         {

@@ -13,7 +13,7 @@ use crate::client::Client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::{Body, Response, Unreadable};
 use crate::session::problem;
-use crate::session::retry::Patience;
+use crate::session::retry::Caller;
 use crate::store::{Target, encoded};
 use crate::update::Update;
 use crate::update::core::EndedPolicy;
@@ -351,7 +351,7 @@ impl LookAhead {
     pub(super) fn ask(
         client: &Client,
         targets: &[&Target],
-        patience: Patience,
+        caller: Caller,
         cancel: Option<&Cancel>,
     ) -> Answer {
         let ids: Vec<_> = targets
@@ -366,7 +366,7 @@ impl LookAhead {
             1 => "participants of 1 conversation".to_owned(),
             many => format!("participants of {many} conversations"),
         };
-        let response = match client.look_up(&path, &what, patience, cancel) {
+        let response = match client.look_up(&path, &what, caller, cancel) {
             Ok(response) => response,
             Err(error) => return Answer::Failed(error),
         };
@@ -442,7 +442,7 @@ impl Client {
         let (mut count, mut refusal) = (0, None);
         while !wanted.is_empty() && look_ahead.chunk() > 0 {
             let mut rest = wanted.split_off(look_ahead.chunk().min(wanted.len()));
-            let answer = LookAhead::ask(self, &wanted, Patience::Deadline, None);
+            let answer = LookAhead::ask(self, &wanted, Caller::Single, None);
             let (lesson, _) = look_ahead.learn(&answer, wanted.len());
             match answer {
                 Answer::Found(found) => {

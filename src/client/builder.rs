@@ -531,7 +531,8 @@ impl ClientBuilder {
         let counters = Arc::new(Counters::default());
         let seeds = Arc::new(Seeds::new(self.jitter_seed));
         let process = Process::current();
-        let wire = |rate| Wire {
+        let wire = |rate, tokens| Wire {
+            tokens,
             process,
             transport: transport.clone(),
             clock: self.clock.clone(),
@@ -541,13 +542,15 @@ impl ClientBuilder {
             longest_request: options.timeouts.sum(),
             seeds: seeds.clone(),
         };
+        // The login endpoint has a limit of its own, and so a pause of its own.
+        let login = wire(RateLimit::unlimited(), None);
+        let tokens = Arc::new(TokenSource::new(self.credentials, login_url, login));
         let core = Core {
             process,
             session: Session {
                 base_url: api_url,
-                // The login endpoint has a limit of its own, and so a pause of its own.
-                tokens: TokenSource::new(self.credentials, login_url, wire(RateLimit::unlimited())),
-                wire: wire(self.rate_limit),
+                wire: wire(self.rate_limit, Some(tokens.clone())),
+                tokens,
             },
             clock: self.clock.clone(),
             counters: counters.clone(),

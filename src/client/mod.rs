@@ -14,10 +14,10 @@ use crate::report::audit;
 use crate::report::event::Subscription;
 use crate::report::metrics::Metrics;
 use crate::report::receipt::{Identity, Receipt, Snapshot};
-use crate::session::retry::Patience;
+use crate::session::retry::Caller;
 use crate::store::Target;
 use crate::store::cache::Cached;
-use crate::update::core::{Core, EndedPolicy, Order};
+use crate::update::core::{Core, EndedPolicy, Job};
 use crate::update::{Edit, Update};
 use crate::util::clock::Clock;
 use crate::util::sync::Cancel;
@@ -126,7 +126,7 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn update(&self, update: &Update) -> Result<Receipt> {
-        self.execute(update, Patience::Deadline, None)
+        self.execute(update, Caller::Single, None)
     }
 
     /// As [`Client::update`], ending early when `cancel` is set.
@@ -144,26 +144,21 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn update_cancellable(&self, update: &Update, cancel: &Cancel) -> Result<Receipt> {
-        self.execute(update, Patience::Deadline, Some(cancel))
+        self.execute(update, Caller::Single, Some(cancel))
     }
 
     /// As [`Client::update_cancellable`], for a batch: a 429 is waited out however often it comes,
     /// and a login that is held off is an error at once, for the batch to wait as a whole.
     pub(crate) fn update_in_batch(&self, update: &Update, cancel: &Cancel) -> Result<Receipt> {
-        self.execute(update, Patience::Batch, Some(cancel))
+        self.execute(update, Caller::Batch, Some(cancel))
     }
 
-    fn execute(
-        &self,
-        update: &Update,
-        patience: Patience,
-        cancel: Option<&Cancel>,
-    ) -> Result<Receipt> {
-        self.core()?.execute(Order {
+    fn execute(&self, update: &Update, caller: Caller, cancel: Option<&Cancel>) -> Result<Receipt> {
+        self.core()?.execute(Job {
             update,
             compute: None,
             unique: false,
-            patience,
+            caller,
             cancel,
         })
     }
@@ -231,11 +226,11 @@ impl Client {
         options: UpdateOptions<'_>,
         mut compute: impl FnMut(&Snapshot) -> Result<Option<Edit>>,
     ) -> Result<Receipt> {
-        self.core()?.execute(Order {
+        self.core()?.execute(Job {
             update: &Update::new(target.clone()),
             compute: Some(&mut compute),
             unique: options.unique,
-            patience: Patience::Deadline,
+            caller: Caller::Single,
             cancel: options.cancel,
         })
     }
@@ -342,10 +337,10 @@ impl Client {
         let policy = session.wire.policy;
         let mut call = session
             .wire
-            .begin(policy, Patience::Deadline, "verify_credentials", None);
+            .begin(policy, Caller::Single, "verify_credentials", None);
         session
             .identity(&mut call)
-            .map_err(|error| error.with_effort(call.attempts, call.requests, call.latency()))
+            .map_err(|error| call.failed(error))
     }
 
     /// Waits until no update of this client is in flight on any thread and their hooks have
@@ -393,16 +388,16 @@ impl Client {
         &self,
         path: &str,
         subject: &str,
-        patience: Patience,
+        caller: Caller,
         cancel: Option<&Cancel>,
     ) -> Result<Response> {
         let session = &self.core()?.session;
         let mut policy = session.wire.policy;
-        if patience == Patience::LookUp {
+        if caller == Caller::LookUp {
             policy.deadline = policy.deadline.min(LOOK_UP_DEADLINE);
             policy.max_attempts = policy.max_attempts.min(LOOK_UP_ATTEMPTS);
         }
-        let mut call = session.wire.begin(policy, patience, subject, cancel);
+        let mut call = session.wire.begin(policy, caller, subject, cancel);
         let mut request = session.read_request(path);
         request.least_body_limit = LOOK_UP_BODY;
         session.get(&mut call, request, policy.max_attempts)
@@ -414,7 +409,7 @@ impl Client {
         let (policy, path) = (session.wire.policy, "/api/v2/tokens/me");
         let mut call = session
             .wire
-            .begin(policy, Patience::Batch, path, Some(cancel));
+            .begin(policy, Caller::Batch, path, Some(cancel));
         let request = session.read_request(path);
         match session.get(&mut call, request, policy.max_attempts) {
             Ok(response) => Ok(!matches!(response.status, 408 | 500 | 502..=504)),

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::report::audit::parts::{is_torn, private};
 use crate::report::audit::{AuditPhase, AuditRecord};
 use crate::report::receipt::Status;
-use crate::session::retry::{Budget, Patience, Pause};
+use crate::session::retry::{Budget, Caller, Wait};
 use crate::store::TargetKind;
 use crate::util::clock::sleep_unless;
 use crate::util::random::Seeds;
@@ -281,7 +281,7 @@ impl Run<'_> {
         let mut since = None;
         let mut budget = Budget::new(
             self.of.policy,
-            Patience::Deadline,
+            Caller::Single,
             Duration::ZERO,
             self.seeds.next(),
         );
@@ -311,15 +311,15 @@ impl Run<'_> {
             }
             let asked = error.retry_after();
             let pause = match asked {
-                Some(_) => Pause::Throttled {
+                Some(_) => Wait::Throttled {
                     retry_after: asked,
                     limited: true,
                 },
-                None => Pause::Backoff { attempts },
+                None => Wait::Backoff { attempts },
             };
             let now = self.of.clock.now();
             // Without a deadline there is always a wait.
-            let mut delay = budget.pause(pause, now).unwrap_or(POLL);
+            let mut delay = budget.delay(pause, now).unwrap_or(POLL);
             let since = *since.get_or_insert(now);
             if let Some(most) = self.of.max_outage {
                 let left = most.saturating_sub(now.saturating_duration_since(since));

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -11,10 +11,9 @@ use serde_json::Value;
 use crate::error::secret::Secret;
 use crate::error::{Error, ErrorKind, Result, clip, one_line};
 use crate::http::{Method, Request, Response};
-use crate::session::exchange::{Call, Class, Purpose, Reply, Stop, Wire, is_throttled_login};
-use crate::session::retry::Patience;
+use crate::session::exchange::{Call, Purpose, Stop, Token, Tokens, Wire, is_throttled_login};
+use crate::session::retry::Caller;
 use crate::util::base64;
-use crate::util::clock::sleep_unless;
 use crate::util::sync::{Cancel, Condvar, Mutex, lock, wait};
 
 /// How the client proves who it is.
@@ -96,26 +95,6 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// A token as requests carry it.
-pub(crate) struct Token {
-    pub(crate) header: Arc<Secret>,
-    generation: u64,
-    /// `None` for a given token, whose end is not known.
-    pub(crate) expires: Option<Instant>,
-    refresh_at: Option<Instant>,
-    /// The platform took it at least once.
-    proven: AtomicBool,
-}
-
-impl Token {
-    /// The platform took it.
-    pub(crate) fn accepted(&self) {
-        if !self.proven.load(Ordering::Relaxed) {
-            self.proven.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
 /// How long a failed login is not tried again, so that many threads do not try it one by one.
 const HOLD_OFF: Duration = Duration::from_secs(5);
 /// The longest that a refresh takes while the old token is still good.
@@ -147,7 +126,20 @@ struct State {
     refused_in_a_row: u32,
 }
 
-/// Ends a refresh, also when the transport panics: no caller may wait for ever.
+/// How a caller gets a token.
+enum Plan {
+    Use(Arc<Token>),
+    /// Replace this one, which is still valid.
+    RefreshEarly(Arc<Token>),
+    /// Log in, within this time.
+    LogIn(Duration),
+    /// Wait for another caller's login, for this long at most.
+    AwaitLogin(Duration),
+    /// Wait before the next login: the last one failed.
+    HoldOff(Duration),
+}
+
+/// Ends a refresh, also when the clock panics: no caller may wait for ever.
 struct Refreshing<'a> {
     source: &'a TokenSource,
     /// The old token was still good.
@@ -193,162 +185,115 @@ impl TokenSource {
         }
     }
 
-    /// Whether a login of this client ever succeeded.
+    /// True if a login of this client ever succeeded.
     pub(crate) fn has_logged_in(&self) -> bool {
         lock(&self.state).generation > 0
     }
 
-    /// The current token, and the time then. Who finds it near its end replaces it; everybody else
-    /// goes on with it meanwhile. Without a usable one, all wait for the one login, and after one
-    /// that failed for the next, within the deadline of the call.
-    pub(crate) fn token(
-        &self,
-        call: &mut Call<'_>,
-        mut now: Instant,
-    ) -> Result<(Arc<Token>, Instant), Stop> {
-        // A clock that is moved by hand does not wake a condition variable.
-        const LOOK_UP: Duration = Duration::from_secs(1);
-
-        let clock = self.wire.clock.as_ref();
+    /// Decides how this caller gets a token. One caller at a time logs in.
+    fn plan(&self, call: &mut Call<'_>, now: Instant) -> Result<Plan, Stop> {
         let mut state = lock(&self.state);
-        loop {
-            let current = state
-                .token
-                .as_ref()
-                .filter(|token| token.expires.is_none_or(|end| now < end));
-            if let Some(token) = current {
-                let token = token.clone();
-                let due = token.refresh_at.is_some_and(|at| now >= at);
-                let held_off = state.early_after.is_some_and(|at| now < at);
-                let tried = call.refreshed_early;
-                if !due || tried || state.refreshing || held_off || self.wire.is_paused(now) {
-                    return Ok((token, now));
-                }
-                state.refreshing = true;
-                call.refreshed_early = true;
-                drop(state);
-                // The old one is still good when the new one cannot be had: one attempt, over well
-                // before it ends.
-                let left = token
-                    .expires
-                    .map(|end| end.saturating_duration_since(now) / 2);
-                let limit = left.unwrap_or(MAX_EARLY).min(MAX_EARLY);
-                let begun = now;
-                let (refreshed, _) = self.refresh(call, limit, true);
-                now = clock.now();
-                // It costs time, and not the update's success.
-                call.budget.extend(now.saturating_duration_since(begun));
-                match refreshed {
-                    Ok(token) => return Ok((token, now)),
-                    Err(error) if error.kind() == ErrorKind::Cancelled => {
-                        return Err(Stop::Cancelled(error));
-                    }
-                    // The old one will do, unless the platform refused it meanwhile.
-                    Err(_) => state = lock(&self.state),
-                }
-                continue;
-            }
-            let rest = call.budget.rest(now);
-            if let Some((error, until)) = &state.failed
-                && now < *until
+        let is_valid = |token: &&Arc<Token>| token.expires.is_none_or(|end| now < end);
+        if let Some(token) = state.token.as_ref().filter(is_valid).cloned() {
+            let is_due = token.refresh_at.is_some_and(|at| now >= at);
+            let is_held_off = state.early_after.is_some_and(|at| now < at);
+            if !is_due
+                || call.refreshed_early
+                || state.refreshing
+                || is_held_off
+                || self.wire.is_paused(now)
             {
-                let wait = until.saturating_duration_since(now);
+                return Ok(Plan::Use(token));
+            }
+            call.refreshed_early = true;
+            state.refreshing = true;
+            return Ok(Plan::RefreshEarly(token));
+        }
+        let rest = call.budget.rest(now);
+        match &state.failed {
+            Some((error, until)) if now < *until => {
+                let wait = *until - now;
                 // Refused credentials stay refused, and a batch waits as a whole.
-                let final_now = error.kind() == ErrorKind::Auth || call.budget.in_batch();
-                if final_now || wait >= rest {
-                    return Err(Stop::Login(error.clone()));
+                let is_final = error.kind() == ErrorKind::Auth || call.budget.in_batch();
+                if is_final || wait >= rest {
+                    return Err(Stop::Refused(error.clone()));
                 }
-                drop(state);
-                sleep_unless(clock, wait, call.cancel).map_err(Stop::Cancelled)?;
-                state = lock(&self.state);
-            } else if rest.is_zero() && state.refreshing {
-                return Err(Stop::OutOfTime(login_error(Error::new(
+                Ok(Plan::HoldOff(wait))
+            }
+            _ if rest.is_zero() && state.refreshing => {
+                Err(Stop::OutOfTime(login_error(Error::new(
                     ErrorKind::Timeout,
                     "another thread's login was still under way when the deadline passed: try \
                      again later",
-                ))));
-            } else if state.refreshing {
-                // What the login endpoint asks for counts for those who wait no more than for the
-                // one who logs in.
-                let limited = self
-                    .wire
-                    .limiter
-                    .limited_until()
-                    .is_some_and(|end| now < end);
-                state = wait(&self.refreshed, state, Some(rest.min(LOOK_UP)), call.cancel);
-                Cancel::check(call.cancel).map_err(Stop::Cancelled)?;
-                if limited && call.budget.patience == Patience::Batch {
-                    let waited = clock.now().saturating_duration_since(now);
-                    call.budget.extend(waited);
-                }
-            } else if rest.is_zero() {
-                let error = self.wire.too_late();
-                // Where none failed, no caller is to wait for the next one.
-                let held_off = state.failed.is_some();
-                return Err(Stop::OutOfTime(if held_off {
-                    login_error(error)
-                } else {
-                    error
-                }));
-            } else {
+                ))))
+            }
+            _ if state.refreshing => Ok(Plan::AwaitLogin(rest)),
+            Some(_) if rest.is_zero() => Err(Stop::OutOfTime(login_error(self.wire.too_late()))),
+            None if rest.is_zero() => Err(Stop::OutOfTime(self.wire.too_late())),
+            _ => {
                 state.refreshing = true;
                 state.failed = None;
-                drop(state);
-                let (refreshed, free) = self.refresh(call, rest, false);
-                call.budget.extend(free);
-                let token = refreshed.map_err(|error| {
-                    if error.kind() == ErrorKind::Cancelled {
-                        Stop::Cancelled(error)
-                    } else {
-                        Stop::Login(error)
-                    }
-                })?;
-                return Ok((token, clock.now()));
+                Ok(Plan::LogIn(rest))
             }
-            now = clock.now();
         }
     }
 
-    /// The platform refused this token: it is not handed out again; a newer one stays. `false` when
-    /// there is no use in another login: the token was given, or the tokens of two logins were
-    /// refused at once.
-    pub(crate) fn refused(&self, token: &Token) -> bool {
-        if let Kind::Token(_) = self.credentials.0 {
-            return false;
+    /// Replaces a token that is still valid: one attempt, over well before the token expires. It
+    /// costs an update time, and not its success.
+    fn refresh_early(
+        &self,
+        call: &mut Call<'_>,
+        valid: &Token,
+        now: Instant,
+    ) -> Result<Option<Arc<Token>>, Stop> {
+        let left = valid
+            .expires
+            .map(|end| end.saturating_duration_since(now) / 2);
+        let limit = left.unwrap_or(MAX_EARLY).min(MAX_EARLY);
+        let (refreshed, _) = self.refresh(call, limit, true);
+        let took = self.wire.clock.now().saturating_duration_since(now);
+        call.budget.extend(took);
+        match refreshed {
+            Ok(token) => Ok(Some(token)),
+            Err(error) if error.kind() == ErrorKind::Cancelled => Err(Stop::Cancelled(error)),
+            // The old one is still valid, unless the platform refused it meanwhile.
+            Err(_) => Ok(None),
         }
-        let now = self.wire.clock.now();
-        let mut state = lock(&self.state);
-        let is_current = state
-            .token
-            .as_ref()
-            .is_some_and(|current| current.generation == token.generation);
-        if is_current {
-            state.token = None;
-            // A token that was taken may have been revoked; but some request was refused with it,
-            // and may be with the next one.
-            if token.proven.load(Ordering::Relaxed) {
-                state.refused_in_a_row = 1;
-            } else {
-                state.refused_in_a_row += 1;
-            }
-            if state.refused_in_a_row > 1 {
-                state.failed = Some((
-                    login_error(Error::new(
-                        ErrorKind::Auth,
-                        "the platform refuses the tokens that it issues: check that the login URL \
-                         and the API belong to one region, and that the OAuth client is active",
-                    ))
-                    .with_http_status(401),
-                    now + HOLD_OFF,
-                ));
-                return false;
-            }
-        }
-        true
     }
 
-    /// Logs in, in the name of everybody, within `limit`; `early` while there is no need for it
-    /// yet. Says as well how much of the time does not count against the deadline of the update.
+    /// Waits until another caller's login ends, for `rest` at most.
+    fn await_login(&self, call: &mut Call<'_>, rest: Duration, now: Instant) -> Result<(), Stop> {
+        // A clock that is moved by hand does not wake a condition variable.
+        const LOOK_UP: Duration = Duration::from_secs(1);
+
+        let limited_until = self.wire.limiter.limited_until();
+        let is_limited = limited_until.is_some_and(|end| now < end);
+        let state = lock(&self.state);
+        if state.refreshing {
+            let limit = Some(rest.min(LOOK_UP));
+            drop(wait(&self.refreshed, state, limit, call.cancel));
+        }
+        Cancel::check(call.cancel).map_err(Stop::Cancelled)?;
+        // A pause that the login endpoint asked for does not use up a batch line's deadline.
+        if is_limited && call.budget.caller == Caller::Batch {
+            let waited = self.wire.clock.now().saturating_duration_since(now);
+            call.budget.extend(waited);
+        }
+        Ok(())
+    }
+
+    /// Logs in, for all callers, within `rest`.
+    fn log_in(&self, call: &mut Call<'_>, rest: Duration) -> Result<Arc<Token>, Stop> {
+        let (refreshed, free) = self.refresh(call, rest, false);
+        call.budget.extend(free);
+        refreshed.map_err(|error| match error.kind() {
+            ErrorKind::Cancelled => Stop::Cancelled(error),
+            _ => Stop::Refused(error),
+        })
+    }
+
+    /// Logs in within `limit` and tells the waiting callers; `early`: the old token is still valid.
+    /// Also returns the time that does not use up the deadline of the update.
     fn refresh(
         &self,
         call: &Call<'_>,
@@ -379,32 +324,27 @@ impl TokenSource {
 
         let mut policy = self.wire.policy;
         policy.deadline = policy.deadline.min(limit);
-        let (max_attempts, patience) = if early {
-            (1, Patience::Deadline)
+        let (max_attempts, caller) = if early {
+            (1, Caller::Single)
         } else {
-            (policy.max_attempts, of.budget.patience)
+            (policy.max_attempts, of.budget.caller)
         };
-        let mut call = self.wire.begin(policy, patience, "login", of.cancel);
+        let mut call = self.wire.begin(policy, caller, "login", of.cancel);
         // Its deadline is the rest of the update's, which runs: a pause of the login endpoint counts.
         call.budget.start(self.wire.clock.now());
-        let granted = self.wire.until_settled(&mut call, max_attempts, |call| {
-            let sent = |_: &mut Request, _: &mut Call<'_>, now| Ok(now);
-            let reply = self.wire.send(call, &mut request, Purpose::Login, sent)?;
-            let result = reply
-                .result
-                .and_then(|response| granted(&response, self.wire.retry_after(&response)));
-            let class = match (reply.class, &result) {
-                // Whatever answers is not the login endpoint, perhaps only for a moment. A batch
-                // decides for all of its lines.
-                (Class::Settled { .. }, Err(error))
-                    if error.kind() == ErrorKind::Server && patience == Patience::Deadline =>
-                {
-                    Class::Transient { may: false }
-                }
-                (class, _) => class,
-            };
-            Ok(Reply { result, class })
-        });
+        let login = Purpose::Login;
+        let granted = self
+            .wire
+            .request(&mut call, request, login, max_attempts, |reply| {
+                let result = reply
+                    .result
+                    .and_then(|response| granted(&response, self.wire.retry_after(&response)));
+                // What answers may be another server, perhaps only for a moment. A batch decides for
+                // all of its lines.
+                let is_strange = |error: &Error| error.kind() == ErrorKind::Server;
+                let again = caller == Caller::Single && result.as_ref().is_err_and(is_strange);
+                (result, reply.failure.or_again(again))
+            });
         let free = call.budget.extended();
         let (token, life) = match granted {
             Ok(granted) => granted,
@@ -428,8 +368,72 @@ impl TokenSource {
                 let margin = (life / 10).min(Duration::from_secs(60));
                 from + (life - margin)
             }),
-            proven: AtomicBool::new(false),
+            proven: false.into(),
         })
+    }
+}
+
+impl Tokens for TokenSource {
+    /// Returns a valid token and the time. One caller refreshes a token that is about to expire; the
+    /// others keep using the old one. Without a valid token all wait for the one login, and after
+    /// one that failed for the next, within the deadline of the call.
+    fn token(&self, call: &mut Call<'_>, mut now: Instant) -> Result<(Arc<Token>, Instant), Stop> {
+        loop {
+            let token = match self.plan(call, now)? {
+                Plan::Use(token) => return Ok((token, now)),
+                Plan::RefreshEarly(valid) => self.refresh_early(call, &valid, now)?,
+                Plan::LogIn(rest) => Some(self.log_in(call, rest)?),
+                Plan::AwaitLogin(rest) => {
+                    self.await_login(call, rest, now)?;
+                    None
+                }
+                Plan::HoldOff(wait) => {
+                    self.wire.sleep(call, wait, false)?;
+                    None
+                }
+            };
+            now = self.wire.clock.now();
+            if let Some(token) = token {
+                return Ok((token, now));
+            }
+        }
+    }
+
+    /// Discards a token that the platform refused; a newer one stays. False if another login is of
+    /// no use: the token was given, or the tokens of two logins were refused at once.
+    fn refused(&self, token: &Token) -> bool {
+        if let Kind::Token(_) = self.credentials.0 {
+            return false;
+        }
+        let now = self.wire.clock.now();
+        let mut state = lock(&self.state);
+        let is_current = state
+            .token
+            .as_ref()
+            .is_some_and(|current| current.generation == token.generation);
+        if is_current {
+            state.token = None;
+            // A token that was accepted before may have been revoked. The next one may be refused
+            // all the same.
+            if token.proven.load(Ordering::Relaxed) {
+                state.refused_in_a_row = 1;
+            } else {
+                state.refused_in_a_row += 1;
+            }
+            if state.refused_in_a_row > 1 {
+                state.failed = Some((
+                    login_error(Error::new(
+                        ErrorKind::Auth,
+                        "the platform refuses the tokens that it issues: check that the login URL \
+                         and the API belong to one region, and that the OAuth client is active",
+                    ))
+                    .with_http_status(401),
+                    now + HOLD_OFF,
+                ));
+                return false;
+            }
+        }
+        true
     }
 }
 

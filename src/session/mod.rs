@@ -1,5 +1,4 @@
-//! Requests to the Platform API: with the current token, and once more with a new one when the
-//! platform refuses it.
+//! Requests to the Platform API: permitted, authorized, sent, and sent again.
 
 pub(crate) mod auth;
 pub(crate) mod exchange;
@@ -7,13 +6,15 @@ pub(crate) mod limiter;
 pub(crate) mod problem;
 pub mod retry;
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::http::{Method, Request, Response};
 use crate::report::receipt::Identity;
 use crate::session::auth::TokenSource;
-use crate::session::exchange::{Call, Class, Purpose, Reply, Stop, Wire};
+use crate::session::exchange::{Call, Purpose, Stop, Tokens, Wire};
 
 /// A write, before it is put on the wire.
 pub(crate) struct Write {
@@ -26,7 +27,7 @@ pub(crate) struct Write {
 /// The Platform API at one address, with one identity.
 pub(crate) struct Session {
     pub(crate) base_url: String,
-    pub(crate) tokens: TokenSource,
+    pub(crate) tokens: Arc<TokenSource>,
     pub(crate) wire: Wire,
 }
 
@@ -43,59 +44,18 @@ impl Session {
         request
     }
 
-    /// Sends a request once; a token that is refused is replaced, and does not count.
-    ///
-    /// A new token is asked for while some request was accepted with the last one: several threads
-    /// may find tokens revoked one after the other.
-    pub(crate) fn exchange(
-        &self,
-        call: &mut Call<'_>,
-        request: &mut Request,
-        purpose: Purpose,
-    ) -> Result<Reply, Stop> {
-        let mut renewals = 0;
-        loop {
-            let mut used = None;
-            let reply = self
-                .wire
-                .send(call, request, purpose, |request, call, now| {
-                    let (token, now) = self.tokens.token(call, now)?;
-                    request.authorization = Some(token.header.clone());
-                    used = Some(token);
-                    Ok(now)
-                })?;
-            let Some(token) = used else {
-                return Ok(reply);
-            };
-            match &reply.result {
-                Ok(response) if response.status == 401 => {
-                    let may_renew = self.tokens.refused(&token);
-                    if renewals == call.budget.max_attempts() || !may_renew {
-                        return Ok(reply);
-                    }
-                    renewals += 1;
-                }
-                Ok(response) => {
-                    if response.status < 500 {
-                        token.accepted();
-                    }
-                    return Ok(reply);
-                }
-                Err(_) => return Ok(reply),
-            }
-        }
-    }
-
-    /// Reads until there is an answer that sending again would not change, of any status.
+    /// Reads until there is an answer, of any status, that would stay the same.
     pub(crate) fn get(
         &self,
         call: &mut Call<'_>,
-        mut request: Request,
+        request: Request,
         max_attempts: u32,
     ) -> Result<Response> {
-        self.wire.until_settled(call, max_attempts, |call| {
-            self.exchange(call, &mut request, Purpose::Read)
-        })
+        let read = Purpose::Read;
+        self.wire
+            .request(call, request, read, max_attempts, |reply| {
+                (reply.result, reply.failure)
+            })
     }
 
     /// Reads until there is an answer. `parse` takes it, and says whether another try may bring a
@@ -106,29 +66,18 @@ impl Session {
         path: &str,
         mut parse: impl FnMut(&Response) -> Result<T, (Error, bool)>,
     ) -> Result<T> {
-        let mut request = self.read_request(path);
+        let request = self.read_request(path);
         let max_attempts = call.budget.max_attempts();
-        self.wire.until_settled(call, max_attempts, |call| {
-            let reply = self.exchange(call, &mut request, Purpose::Read)?;
-            let response = match reply.result {
-                Ok(response) => response,
-                Err(error) => {
-                    return Ok(Reply {
-                        result: Err(error),
-                        class: reply.class,
-                    });
+        let read = Purpose::Read;
+        self.wire
+            .request(call, request, read, max_attempts, |reply| {
+                let failure = reply.failure;
+                match reply.result.map(|response| parse(&response)) {
+                    Ok(Ok(parsed)) => (Ok(parsed), failure),
+                    Ok(Err((error, again))) => (Err(error), failure.or_again(again)),
+                    Err(error) => (Err(error), failure),
                 }
-            };
-            let (result, again) = match parse(&response) {
-                Ok(parsed) => (Ok(parsed), false),
-                Err((error, again)) => (Err(error), again),
-            };
-            let class = match reply.class {
-                Class::Settled { .. } if again => Class::Transient { may: false },
-                class => class,
-            };
-            Ok(Reply { result, class })
-        })
+            })
     }
 
     /// The error for an answer that is no success.
@@ -136,7 +85,7 @@ impl Session {
         problem::error_of(response, what, self.wire.retry_after(response))
     }
 
-    /// Whose token it is: `GET /api/v2/tokens/me`.
+    /// Asks whose token it is: `GET /api/v2/tokens/me`.
     pub(crate) fn identity(&self, call: &mut Call<'_>) -> Result<Identity> {
         let what = "the token";
         let info = self.fetch(call, "/api/v2/tokens/me", |response| {

@@ -127,15 +127,66 @@ impl RetryPolicy {
     }
 }
 
+/// What the end of a request means for sending it again.
+///
+/// `may`: the request may have taken effect although no answer says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// To send it again would change nothing. A success is one too.
+    Final { may: bool },
+    /// It may pass.
+    Transient { may: bool },
+    /// The answer was to slow down: a 429, or a 503 with a time, which may have taken effect.
+    Throttled {
+        retry_after: Option<Duration>,
+        may: bool,
+    },
+}
+
+impl Failure {
+    /// True if the request may have taken effect.
+    pub(crate) fn may(self) -> bool {
+        match self {
+            Failure::Final { may }
+            | Failure::Transient { may }
+            | Failure::Throttled { may, .. } => may,
+        }
+    }
+
+    /// The same, or transient where another try may bring a better answer.
+    pub(crate) fn or_again(self, again: bool) -> Failure {
+        match self {
+            Failure::Final { .. } if again => Failure::Transient { may: false },
+            failure => failure,
+        }
+    }
+
+    /// The wait before the request is sent again, or `None`. `failed` counts its failures.
+    pub(crate) fn wait(self, failed: &mut u32, max_attempts: u32) -> Option<Wait> {
+        match self {
+            Failure::Final { .. } => None,
+            Failure::Transient { .. } => {
+                *failed += 1;
+                let attempts = *failed;
+                (attempts < max_attempts).then_some(Wait::Backoff { attempts })
+            }
+            Failure::Throttled { retry_after, may } => Some(Wait::Throttled {
+                retry_after,
+                limited: !may,
+            }),
+        }
+    }
+}
+
 /// Why a call waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pause {
-    /// A failure that may pass; so many attempts were made.
+pub(crate) enum Wait {
+    /// A failure that may pass, after so many attempts.
     Backoff { attempts: u32 },
-    /// Somebody else was faster; so many times before. `locked`: it shows by a version.
+    /// Version conflict number `before + 1`. `locked`: the platform saw it by a version.
     Conflict { before: u32, locked: bool },
-    /// The platform asked to slow down, perhaps with a time. `limited`: because of a limit of
-    /// requests (429), and not because it is unavailable (503).
+    /// The platform asked to slow down, perhaps with a time. `limited`: by a limit of requests
+    /// (429), and not because it is unavailable (503).
     Throttled {
         retry_after: Option<Duration>,
         limited: bool,
@@ -144,14 +195,13 @@ pub(crate) enum Pause {
 
 /// Who waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Patience {
-    /// A single call: all that the platform asks for counts against its deadline.
-    Deadline,
-    /// A line of a batch: what a 429 asks for does not count, however often; and a login that is
-    /// held off is the batch's to wait for.
+pub(crate) enum Caller {
+    /// A single call: every pause that the platform asks for uses up its deadline.
+    Single,
+    /// A line of a batch: the pause after a 429 does not use up its deadline, and the batch waits
+    /// for a login that is held off.
     Batch,
-    /// What lines of a batch can do without: everybody heeds the pause that its answer asks for, but
-    /// it is not sent again after that.
+    /// A look-up that the lines of a batch can do without: it is not sent again after a pause.
     LookUp,
 }
 
@@ -167,7 +217,7 @@ const THROTTLED_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Budget {
     policy: RetryPolicy,
-    pub(crate) patience: Patience,
+    pub(crate) caller: Caller,
     /// The longest that one request takes by the limits of its phases.
     longest_request: Duration,
     random: Random,
@@ -188,13 +238,13 @@ impl Budget {
 
     pub(crate) fn new(
         policy: RetryPolicy,
-        patience: Patience,
+        caller: Caller,
         longest_request: Duration,
         random: Random,
     ) -> Budget {
         Budget {
             policy,
-            patience,
+            caller,
             longest_request,
             random,
             deadline: None,
@@ -242,12 +292,12 @@ impl Budget {
 
     /// How long to wait. `None` when it would last beyond the deadline or is longer than the policy
     /// waits.
-    pub(crate) fn pause(&mut self, pause: Pause, now: Instant) -> Option<Duration> {
-        let delay = match pause {
-            Pause::Throttled { retry_after, .. } => {
+    pub(crate) fn delay(&mut self, wait: Wait, now: Instant) -> Option<Duration> {
+        let delay = match wait {
+            Wait::Throttled { retry_after, .. } => {
                 let asked = match retry_after {
-                    Some(wait) if wait > self.policy.max_retry_after => return None,
-                    Some(wait) => wait,
+                    Some(asked) if asked > self.policy.max_retry_after => return None,
+                    Some(asked) => asked,
                     None => {
                         self.throttled += 1;
                         doubled(THROTTLED_BASE, self.throttled - 1, THROTTLED_MAX)
@@ -256,7 +306,7 @@ impl Budget {
                 // A floor: never earlier than asked, and not everybody at the same moment.
                 asked + self.random.up_to(self.policy.backoff_base)
             }
-            Pause::Backoff { attempts } => {
+            Wait::Backoff { attempts } => {
                 let ceiling = doubled(
                     self.policy.backoff_base,
                     attempts.saturating_sub(1),
@@ -264,7 +314,7 @@ impl Budget {
                 );
                 self.random.up_to(ceiling)
             }
-            Pause::Conflict { before, .. } => {
+            Wait::Conflict { before, .. } => {
                 // The winner of the race needs a read and a write.
                 let base = CONFLICT_BASE.max(2 * self.round_trip.min(CONFLICT_MAX));
                 // With many writers on a slow link, all of them must fit into the longest wait.
@@ -272,25 +322,25 @@ impl Budget {
                     .up_to(doubled(base, before, CONFLICT_MAX.max(16 * base)))
             }
         };
-        (self.is_free(pause) || self.has_time(delay, now)).then_some(delay)
+        (self.is_free(wait) || self.has_time(delay, now)).then_some(delay)
     }
 
-    /// Whether a batch decides for all of its lines about what no line can change.
+    /// True if a batch decides for all of its lines about what no line can change.
     pub(crate) fn in_batch(&self) -> bool {
-        self.patience != Patience::Deadline
+        self.caller != Caller::Single
     }
 
-    /// Whether to give up rather than to wait, although there is time.
-    pub(crate) fn gives_up(&self, pause: Pause) -> bool {
-        self.patience == Patience::LookUp && matches!(pause, Pause::Throttled { .. })
+    /// True if the caller gives up rather than waits, although there is time.
+    pub(crate) fn gives_up(&self, wait: Wait) -> bool {
+        self.caller == Caller::LookUp && matches!(wait, Wait::Throttled { .. })
     }
 
-    /// Whether a pause does not count against the deadline.
-    pub(crate) fn is_free(&self, pause: Pause) -> bool {
-        self.patience == Patience::Batch && matches!(pause, Pause::Throttled { limited: true, .. })
+    /// True if a wait does not use up the deadline.
+    pub(crate) fn is_free(&self, wait: Wait) -> bool {
+        self.caller == Caller::Batch && matches!(wait, Wait::Throttled { limited: true, .. })
     }
 
-    /// Whether there is time to wait for `delay`. Always before the first request.
+    /// True if there is time to wait for `delay`. Before the first request there always is.
     pub(crate) fn has_time(&self, delay: Duration, now: Instant) -> bool {
         self.deadline.is_none() || delay < self.rest(now)
     }
@@ -308,9 +358,9 @@ mod tests {
 
     const LONGEST: Duration = Duration::from_secs(65);
 
-    fn conflict(before: u32) -> Pause {
+    fn conflict(before: u32) -> Wait {
         let locked = true;
-        Pause::Conflict { before, locked }
+        Wait::Conflict { before, locked }
     }
 
     fn secs(n: u64) -> Duration {
@@ -322,7 +372,7 @@ mod tests {
     }
 
     fn started(policy: RetryPolicy, seed: u64, now: Instant) -> Budget {
-        let mut budget = Budget::new(policy, Patience::Deadline, LONGEST, Random(seed));
+        let mut budget = Budget::new(policy, Caller::Single, LONGEST, Random(seed));
         budget.start(now);
         budget
     }
@@ -330,22 +380,22 @@ mod tests {
     #[test]
     fn pause_by_table() {
         let now = ManualClock::new().now();
-        let asked = |s| Pause::Throttled {
+        let asked = |s| Wait::Throttled {
             retry_after: Some(secs(s)),
             limited: true,
         };
-        let unasked = Pause::Throttled {
+        let unasked = Wait::Throttled {
             retry_after: None,
             limited: true,
         };
         // The shortest and the longest wait; none: it is not waited for.
         for (pause, wait) in [
             (
-                Pause::Backoff { attempts: 1 },
+                Wait::Backoff { attempts: 1 },
                 Some((millis(0), millis(500))),
             ),
-            (Pause::Backoff { attempts: 3 }, Some((millis(0), secs(2)))),
-            (Pause::Backoff { attempts: 99 }, Some((millis(0), secs(20)))),
+            (Wait::Backoff { attempts: 3 }, Some((millis(0), secs(2)))),
+            (Wait::Backoff { attempts: 99 }, Some((millis(0), secs(20)))),
             (unasked, Some((secs(5), millis(5_500)))),
             (asked(0), Some((secs(0), millis(500)))),
             (asked(7), Some((secs(7), millis(7_500)))),
@@ -357,7 +407,7 @@ mod tests {
             (conflict(60), Some((millis(0), secs(1)))),
         ] {
             for seed in 0..50 {
-                let found = started(RetryPolicy::default(), seed, now).pause(pause, now);
+                let found = started(RetryPolicy::default(), seed, now).delay(pause, now);
                 match (found, wait) {
                     (None, None) => {}
                     (Some(d), Some((least, most))) => {
@@ -374,21 +424,21 @@ mod tests {
         let now = ManualClock::new().now();
         let mut budget = started(RetryPolicy::default(), 1, now);
         let mut whole_seconds = || {
-            let pause = Pause::Throttled {
+            let pause = Wait::Throttled {
                 retry_after: None,
                 limited: true,
             };
-            budget.pause(pause, now).map(|d| d.as_secs())
+            budget.delay(pause, now).map(|d| d.as_secs())
         };
         for seconds in [5, 10, 20, 40, 60, 60] {
             assert_eq!(whole_seconds(), Some(seconds));
         }
         budget.answered();
-        let pause = Pause::Throttled {
+        let pause = Wait::Throttled {
             retry_after: None,
             limited: true,
         };
-        assert_eq!(budget.pause(pause, now).map(|d| d.as_secs()), Some(5));
+        assert_eq!(budget.delay(pause, now).map(|d| d.as_secs()), Some(5));
     }
 
     #[test]
@@ -397,7 +447,7 @@ mod tests {
         let mut budget = started(RetryPolicy::default(), 1, now);
         budget.round_trip = millis(50);
         let longest = (0..200)
-            .filter_map(|_| budget.pause(conflict(0), now))
+            .filter_map(|_| budget.delay(conflict(0), now))
             .max();
         assert!(
             longest.is_some_and(|d| d > millis(90) && d <= millis(100)),
@@ -423,25 +473,25 @@ mod tests {
     fn pause_into_the_deadline_is_not_begun_but_in_a_batch() {
         let clock = ManualClock::new();
         let policy = RetryPolicy::default().with_deadline(secs(10));
-        let pause = Pause::Throttled {
+        let pause = Wait::Throttled {
             retry_after: Some(secs(10)),
             limited: true,
         };
         assert_eq!(
-            started(policy, 1, clock.now()).pause(pause, clock.now()),
+            started(policy, 1, clock.now()).delay(pause, clock.now()),
             None
         );
         let mut patient = started(policy, 1, clock.now());
-        patient.patience = Patience::Batch;
-        assert!(patient.is_free(pause) && patient.pause(pause, clock.now()).is_some());
+        patient.caller = Caller::Batch;
+        assert!(patient.is_free(pause) && patient.delay(pause, clock.now()).is_some());
         // What is unavailable may be an outage, which a batch has rules of its own for.
-        let unavailable = Pause::Throttled {
+        let unavailable = Wait::Throttled {
             retry_after: Some(secs(10)),
             limited: false,
         };
         assert!(!patient.is_free(unavailable));
-        assert_eq!(patient.pause(unavailable, clock.now()), None);
-        assert!(!patient.is_free(Pause::Backoff { attempts: 1 }));
+        assert_eq!(patient.delay(unavailable, clock.now()), None);
+        assert!(!patient.is_free(Wait::Backoff { attempts: 1 }));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use log::warn;
 
-use super::facts::Facts;
+use super::summary::Summary;
 use super::{Edit, Update};
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::Response;
@@ -16,7 +16,7 @@ use crate::report::receipt::Snapshot;
 use crate::session::Session;
 use crate::session::exchange::Call;
 use crate::session::problem;
-use crate::session::retry::{Patience, RetryPolicy};
+use crate::session::retry::{Caller, RetryPolicy};
 use crate::store::cache::Cache;
 use crate::store::{Target, TargetState};
 use crate::util::clock::Clock;
@@ -76,19 +76,19 @@ pub(crate) struct Audit {
 /// Reads the current values and says what to write, or that there is nothing to.
 pub(crate) type Compute<'a> = &'a mut (dyn FnMut(&Snapshot) -> Result<Option<Edit>> + 'a);
 
-/// An update, and how it is to be run.
-pub(crate) struct Order<'a> {
+/// An update, and how to run it.
+pub(crate) struct Job<'a> {
     pub(crate) update: &'a Update,
     pub(crate) compute: Option<Compute<'a>>,
     /// Only this call can have written the computed values.
     pub(crate) unique: bool,
-    pub(crate) patience: Patience,
+    pub(crate) caller: Caller,
     pub(crate) cancel: Option<&'a Cancel>,
 }
 
 impl Core {
-    pub(super) fn audit_id(&self, facts: &mut Facts<'_>) -> String {
-        facts
+    pub(super) fn audit_id(&self, summary: &mut Summary<'_>) -> String {
+        summary
             .audit_id
             .get_or_insert_with(|| {
                 let number = self.audit_sequence.fetch_add(1, Ordering::Relaxed) + 1;
@@ -97,7 +97,7 @@ impl Core {
             .clone()
     }
 
-    /// Keeps a record; `false` when that failed, which is no error of the update.
+    /// Records in the audit sink. False if that failed, which is no error of the update.
     pub(super) fn keep(&self, record: &AuditRecord) -> bool {
         let Some(audit) = &self.audit else {
             return true;
@@ -116,7 +116,7 @@ impl Core {
         }
     }
 
-    /// Reads a target, for whoever wants to know.
+    /// Reads a target for a caller.
     pub(crate) fn read(
         &self,
         target: &Target,
@@ -126,9 +126,9 @@ impl Core {
         target.checked()?;
         let wire = &self.session.wire;
         let id = target.conversation_id();
-        let mut call = wire.begin(policy, Patience::Deadline, id, cancel);
+        let mut call = wire.begin(policy, Caller::Single, id, cancel);
         let read = self.read_with(target, &mut call, &[]);
-        read.map_err(|error| error.with_effort(call.attempts, call.requests, call.latency()))
+        read.map_err(|error| call.failed(error))
     }
 
     pub(super) fn read_with(
@@ -153,7 +153,7 @@ impl Core {
                 read.map_err(|failure| (failure.error, failure.transient))
             } else {
                 let error = self.refusal(target, response, hidden);
-                Err((advised(error, target, response, false), false))
+                Err((with_advice(error, target, response, false), false))
             }
         })
     }
@@ -175,8 +175,14 @@ impl Core {
     }
 }
 
-pub(super) fn advised(error: Error, target: &Target, response: &Response, written: bool) -> Error {
-    match target.advice(response.status, written) {
+/// Adds what the target knows to do about an answer. `missing`: the endpoint is not offered.
+pub(super) fn with_advice(
+    error: Error,
+    target: &Target,
+    response: &Response,
+    missing: bool,
+) -> Error {
+    match target.advice(response.status, missing) {
         Some(advice) => error.and(&advice),
         None => error,
     }

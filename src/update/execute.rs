@@ -1,16 +1,16 @@
-//! The story of one update around its driver: check, take the lock, carry out, audit, notify.
+//! The frame of one update: check it, take its turn, run it, record and tell what came of it.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Update;
-use super::core::{Core, Order};
-use super::facts::Facts;
+use super::core::{Core, Job};
 use super::run::Run;
+use super::summary::Summary;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::audit;
 use crate::report::receipt::{Outcome, Receipt, Snapshot, Status};
-use crate::session::retry::Patience;
+use crate::session::retry::Caller;
 use crate::store::TargetState;
 use crate::values::attributes::Attributes;
 
@@ -31,11 +31,11 @@ impl Drop for InFlight<'_> {
 }
 
 impl Core {
-    /// Runs an update, and counts what came of it.
-    pub(crate) fn execute<'a>(&'a self, order: Order<'a>) -> Result<Receipt> {
+    /// Runs an update and counts how it ended.
+    pub(crate) fn execute<'a>(&'a self, job: Job<'a>) -> Result<Receipt> {
         let _in_flight = InFlight::enter(&self.in_flight);
         self.counters.calls.increment();
-        let result = self.run(order);
+        let result = self.run(job);
         match &result {
             Ok(receipt) => {
                 match receipt.outcome {
@@ -63,33 +63,33 @@ impl Core {
         let wanted = update.checked(&self.limits, self.schema.as_ref())?;
         let wire = &self.session.wire;
         let id = target.conversation_id();
-        let mut call = wire.begin(wire.policy, Patience::Deadline, id, None);
-        let mut facts = Facts::new(target, wanted, &update.remove);
-        let order = Order {
+        let mut call = wire.begin(wire.policy, Caller::Single, id, None);
+        let mut summary = Summary::new(target, wanted, &update.remove);
+        let job = Job {
             update,
             compute: None,
             unique: false,
-            patience: Patience::Deadline,
+            caller: Caller::Single,
             cancel: None,
         };
-        facts.state = match self.read_state(target, &mut call, &[&facts.wanted]) {
+        summary.state = match self.read_state(target, &mut call, &[&summary.wanted]) {
             Ok(state) => state,
             // The write would create it.
             Err(error) if error.kind() == ErrorKind::NotFound && target.schema().is_some() => {
                 TargetState::with(Attributes::new())
             }
             Err(error) => {
-                return Err(error.with_effort(call.attempts, call.requests, call.latency()));
+                return Err(call.failed(error));
             }
         };
-        Run::new(self, order, call, facts).preview()
+        Run::new(self, job, summary).preview()
     }
 
-    /// The whole story: check, take the lock, carry out, audit, tell.
-    fn run<'a>(&'a self, order: Order<'a>) -> Result<Receipt> {
-        let Order { update, cancel, .. } = order;
+    /// Checks an update, takes its turn, runs it, records and tells what came of it.
+    fn run<'a>(&'a self, job: Job<'a>) -> Result<Receipt> {
+        let Job { update, cancel, .. } = job;
         let target = &update.target;
-        let checked = if order.compute.is_some() {
+        let checked = if job.compute.is_some() {
             target.checked().map(|()| Cow::Borrowed(&update.attributes))
         } else {
             update.checked(&self.limits, self.schema.as_ref())
@@ -98,12 +98,12 @@ impl Core {
             Ok(wanted) => (wanted, None),
             Err(error) => (Cow::Borrowed(&update.attributes), Some(error)),
         };
-        let mut facts = Facts::new(target, wanted, &update.remove);
-        facts.audit_values = self.audit.as_ref().is_some_and(|audit| {
+        let mut summary = Summary::new(target, wanted, &update.remove);
+        summary.audit_values = self.audit.as_ref().is_some_and(|audit| {
             audit.values && (audit.secure_values || !target.is_confidential())
         });
         if let Some(error) = invalid {
-            return Err(self.failed(&mut facts, error));
+            return Err(self.failed(&mut summary, error));
         }
 
         let policy = self.session.wire.policy;
@@ -113,41 +113,41 @@ impl Core {
             .acquire(id, self.clock.as_ref(), policy.deadline, cancel);
         let guard = match locked {
             Ok(guard) => guard,
-            Err(error) => return Err(self.failed(&mut facts, error)),
+            Err(error) => return Err(self.failed(&mut summary, error)),
         };
-        let mut call = self.session.wire.begin(policy, order.patience, id, cancel);
+        let mut call = self.session.wire.begin(policy, job.caller, id, cancel);
         if let Some(since) = guard.waited_since() {
             call.budget.start(since);
         }
-        let mut run = Run::new(self, order, call, facts);
-        let ended = run.until_done();
+        let mut run = Run::new(self, job, summary);
+        let ended = run.until_done(&mut call);
         let timestamp = self.clock.wall();
-        let (call, mut facts, answer) = run.into_parts();
+        let (mut summary, answer) = run.into_parts();
         let (outcome, version) = match ended {
             Ok(ended) => ended,
             Err(error) => {
                 if call.attempts > 0 {
                     self.forget(target);
                 }
-                return Err(self.failed(&mut facts, error));
+                return Err(self.failed(&mut summary, error));
             }
         };
-        let mut receipt = facts.receipt(outcome, version, answer, &call, timestamp);
+        let mut receipt = summary.receipt(outcome, version, answer, &call, timestamp);
         receipt.verified = update.verify && outcome == Outcome::Applied;
         let tells = outcome != Outcome::Unchanged;
         // A conflict may have shown that there is nothing to change after an intent was recorded,
         // which is closed then. It is no event all the same.
         let listened = tells && self.listeners.any();
-        let audited = self.audit.is_some() && (tells || facts.audit_id.is_some());
+        let audited = self.audit.is_some() && (tells || summary.audit_id.is_some());
         if listened || audited {
-            let id = self.audit_id(&mut facts);
-            let record = facts.outcome(id, &receipt);
+            let id = self.audit_id(&mut summary);
+            let record = summary.outcome(id, &receipt);
             if audited {
                 receipt.audit_failed |= !self.keep(&record);
             }
             if listened {
                 let sequence = self.listeners.next_sequence();
-                let event = facts.event(sequence, record, self.secure_values_in_events);
+                let event = summary.event(sequence, record, self.secure_values_in_events);
                 if self.listeners.has_subscribers() {
                     self.listeners.deliver(event.clone(), &self.counters);
                 }
@@ -158,18 +158,18 @@ impl Core {
         Ok(receipt)
     }
 
-    /// Records what became of an update that failed, and passes the error on.
-    fn failed(&self, facts: &mut Facts<'_>, error: Error) -> Error {
+    /// Records how an update failed, and returns the error.
+    fn failed(&self, summary: &mut Summary<'_>, error: Error) -> Error {
         // Inside of a sink a refusal is not recorded: each record would lead to the next. An intent
         // gets its outcome everywhere.
-        if self.audit.is_some() && (facts.audit_id.is_some() || !audit::is_recording()) {
-            let status = if facts.audit_id.is_some() {
+        if self.audit.is_some() && (summary.audit_id.is_some() || !audit::is_recording()) {
+            let status = if summary.audit_id.is_some() {
                 Status::Failed
             } else {
                 Status::Refused
             };
-            let id = self.audit_id(facts);
-            self.keep(&facts.failure(id, status, &error, self.clock.wall()));
+            let id = self.audit_id(summary);
+            self.keep(&summary.failure(id, status, &error, self.clock.wall()));
         }
         error
     }

@@ -1,5 +1,5 @@
 //! The rules of one update, as a state machine without I/O, clock or locks: it is fed with what
-//! happened, and answers what to do next. The driver in `run` sends, sleeps, audits and notifies.
+//! happened, and answers what to do next. `run` and the retry loop of the session do it.
 //!
 //! | result of a write | event | locked target | unlocked target |
 //! |---|---|---|---|
@@ -7,21 +7,21 @@
 //! | conflict | `Conflict` | wait, read, evaluate, write: up to `max_conflicts` | wait, write again |
 //! | the same, an earlier write ambiguous | | wait, read; in place → `AlreadyApplied`, else as above; computed → `Conflict` | as above |
 //! | the same, `if_version` | | final, ambiguous or not | – |
-//! | not sent | `Transient` | wait, write again | the same |
-//! | no answer, 408, 500, 502, 503, 504 | `Transient { may }` | ambiguous; wait, write again under the same version | ambiguous; wait, write again |
+//! | not sent | `Failed(Transient)` | wait, write again | the same |
+//! | no answer, 408, 500, 502, 503, 504 | `Failed(Transient { may })` | ambiguous; wait, write again under the same version | ambiguous; wait, write again |
 //! | the same, no version yet | | ambiguous; wait, read before it is written again | – |
-//! | 429 | `Throttled` | wait as asked, write again; not an attempt | the same |
-//! | 503 with `Retry-After` | `Throttled { may }` | the same, and ambiguous as above | the same |
+//! | 429 | `Failed(Throttled)` | wait as asked, write again; not an attempt | the same |
+//! | 503 with `Retry-After` | `Failed(Throttled { may })` | the same, and ambiguous as above | the same |
 //! | 404, 409, 410 for what was remembered | `Stale` | – | forget it, read, write |
-//! | any other 4xx, 3xx | `Refused` | final | final |
-//! | any other 5xx but 501, 505 | `Refused { may }` | final, and ambiguous | the same |
+//! | any other 4xx, 3xx | `Failed(Final)` | final | final |
+//! | any other 5xx but 501, 505 | `Failed(Final { may })` | final, and ambiguous | the same |
 //!
-//! A 401 is not seen here: the session sends the request again with a new token, once.
+//! A 401 is not seen here: the session sends the request again with a new token.
 //!
-//! Where a value is computed, or a version demanded, finding the value in place proves nothing:
-//! somebody else may have written the same. Only a value that the caller calls unique does.
+//! Where a value is computed, or a version demanded, to find the value in place proves nothing:
+//! another writer may have written the same. Only a value that the caller calls unique does.
 
-use crate::session::retry::Pause;
+use crate::session::retry::{Failure, Wait};
 
 /// What the rules depend on, fixed for one update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,13 +36,6 @@ pub(crate) struct Rules {
     pub(crate) if_version: bool,
     pub(crate) max_attempts: u32,
     pub(crate) max_conflicts: u32,
-}
-
-/// Whether an earlier write of this update may be in place although nothing says so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ambiguity {
-    None,
-    MayHaveApplied,
 }
 
 /// What happened.
@@ -62,12 +55,8 @@ pub(crate) enum Event {
     Conflict,
     /// The write was based on something remembered that is gone.
     Stale,
-    /// A failure that may pass. `may`: the request may have taken effect.
-    Transient { may: bool },
-    /// The answer was to slow down.
-    Throttled { may: bool },
-    /// Nothing that is sent again could help.
-    Refused { may: bool },
+    /// A request failed, or what was read forbids the write.
+    Failed(Failure),
     /// The wait is over.
     Waited,
     /// No time is left for the wait or request.
@@ -85,28 +74,9 @@ pub(crate) enum Step {
     Evaluate,
     /// Send the write, on top of what is known.
     Write,
-    /// Wait. The time that a throttled answer asked for is the driver's to know.
+    /// Wait before the next step.
     Wait(Wait),
     Done(End),
-}
-
-/// Why to wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wait {
-    Backoff { attempts: u32 },
-    Conflict { before: u32, locked: bool },
-    Throttled,
-}
-
-impl Wait {
-    /// For the budget, with the pause that the last throttled answer asked for.
-    pub(crate) fn pause(self, throttled: Pause) -> Pause {
-        match self {
-            Wait::Backoff { attempts } => Pause::Backoff { attempts },
-            Wait::Conflict { before, locked } => Pause::Conflict { before, locked },
-            Wait::Throttled => throttled,
-        }
-    }
 }
 
 /// How the update ended.
@@ -125,7 +95,7 @@ pub(crate) enum Cause {
     Last,
     /// That of the write: the read that was to settle it failed, too.
     Write,
-    /// Somebody else wrote after a write of this update whose outcome is unknown.
+    /// Another writer wrote after a write of this update whose outcome is unknown.
     Conflict,
 }
 
@@ -164,8 +134,9 @@ enum Next {
 pub(crate) struct Machine {
     rules: Rules,
     state: State,
-    ambiguity: Ambiguity,
-    /// Whether the write is locked with a version. Without one it replaces whatever is there.
+    /// A write may be in place although no answer says so: the one place that knows.
+    may_have_applied: bool,
+    /// The write is locked with a version. Without one it replaces whatever is there.
     versioned: bool,
     /// How often the read under way failed.
     failed_reads: u32,
@@ -179,7 +150,7 @@ impl Machine {
         Machine {
             rules,
             state: State::Start,
-            ambiguity: Ambiguity::None,
+            may_have_applied: false,
             versioned: true,
             failed_reads: 0,
             failed_writes: 0,
@@ -187,22 +158,21 @@ impl Machine {
         }
     }
 
-    /// Whether a write of this update may be in place although nothing says so.
+    /// True if a write of this update may be in place although no answer says so.
     pub(crate) fn may_have_applied(&self) -> bool {
-        self.ambiguity == Ambiguity::MayHaveApplied
+        self.may_have_applied
     }
 
-    /// Code of the caller's panicked. `writing`: while a write was in flight.
-    pub(crate) fn panicked(&mut self, writing: bool) {
-        if writing {
-            self.ambiguity = Ambiguity::MayHaveApplied;
-        }
+    /// True while the end of a write is awaited.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.state == State::Writing
+    }
+
+    /// Code of the caller's panicked: before the answer to a write was looked at, perhaps, or after
+    /// the update had ended, while its values were read back.
+    pub(crate) fn panicked(&mut self) {
+        self.may_have_applied |= matches!(self.state, State::Writing | State::Ended);
         self.state = State::Ended;
-    }
-
-    /// The write is confirmed; should it not be found in place, that is in doubt.
-    pub(crate) fn verifying(&mut self) {
-        self.ambiguity = Ambiguity::MayHaveApplied;
     }
 
     /// What to do after `event`. An event that the state does not expect ends the update: only a
@@ -219,21 +189,13 @@ impl Machine {
                     versioned,
                 },
             ) => self.read_done(why, in_place, versioned),
-            (State::Reading(why), Event::Transient { .. }) => {
-                self.failed_reads += 1;
-                let attempts = self.failed_reads;
-                if attempts < self.rules.max_attempts {
-                    self.wait(Wait::Backoff { attempts }, Next::ReadAgain(why))
-                } else {
-                    self.read_failed(why)
+            (State::Reading(why), Event::Failed(failure)) => {
+                match failure.wait(&mut self.failed_reads, self.rules.max_attempts) {
+                    Some(wait) => self.wait(wait, Next::ReadAgain(why)),
+                    None => self.read_failed(why),
                 }
             }
-            (State::Reading(why), Event::Throttled { .. }) => {
-                self.wait(Wait::Throttled, Next::ReadAgain(why))
-            }
-            (State::Reading(why), Event::Refused { .. } | Event::OutOfTime) => {
-                self.read_failed(why)
-            }
+            (State::Reading(why), Event::OutOfTime) => self.read_failed(why),
 
             (State::Evaluating(why), Event::Ready { versioned }) => {
                 self.versioned = versioned;
@@ -247,23 +209,18 @@ impl Machine {
             (State::Writing, Event::Written) => self.end(End::Applied),
             (State::Writing, Event::Conflict) => self.conflict(),
             (State::Writing, Event::Stale) => self.read(Why::Base),
-            (State::Writing, Event::Transient { may }) => {
-                self.failed_writes += 1;
-                let attempts = self.failed_writes;
-                let next = self.after_failed_write(may);
-                if attempts < self.rules.max_attempts {
-                    self.wait(Wait::Backoff { attempts }, next)
+            (State::Writing, Event::Failed(failure)) => {
+                self.may_have_applied |= failure.may();
+                // A write without a version would replace what came since.
+                let next = if failure.may() && self.rules.locked && !self.versioned {
+                    Next::Read(Why::Lost)
                 } else {
-                    self.fail(Cause::Last)
+                    Next::Write
+                };
+                match failure.wait(&mut self.failed_writes, self.rules.max_attempts) {
+                    Some(wait) => self.wait(wait, next),
+                    None => self.fail(Cause::Last),
                 }
-            }
-            (State::Writing, Event::Throttled { may }) => {
-                let next = self.after_failed_write(may);
-                self.wait(Wait::Throttled, next)
-            }
-            (State::Writing, Event::Refused { may }) => {
-                self.after_failed_write(may);
-                self.fail(Cause::Last)
             }
 
             (State::Waiting(_, Next::Read(why)), Event::Waited) => self.read(why),
@@ -274,7 +231,7 @@ impl Machine {
             (State::Waiting(_, Next::Write), Event::Waited) => self.write(),
             // There is no time to write again, but perhaps to see what is in place.
             (State::Waiting(Wait::Conflict { .. }, Next::Read(_)), Event::OutOfTime)
-                if self.may_have_applied() =>
+                if self.may_have_applied =>
             {
                 self.read(Why::Conflict { last: true })
             }
@@ -285,10 +242,10 @@ impl Machine {
 
     fn read_done(&mut self, why: Why, in_place: bool, versioned: bool) -> Step {
         let proves = self.rules.unique || !self.rules.computed && !self.rules.if_version;
-        if self.may_have_applied() && in_place && proves {
+        if self.may_have_applied && in_place && proves {
             return self.end(End::AlreadyApplied);
         }
-        let settles_nothing = self.may_have_applied() && self.rules.computed;
+        let settles_nothing = self.may_have_applied && self.rules.computed;
         match why {
             Why::Conflict { last } if last || settles_nothing => self.fail(Cause::Write),
             // What was computed from nothing still holds while there is nothing.
@@ -309,23 +266,11 @@ impl Machine {
         })
     }
 
-    /// Notes the ambiguity, and says what comes before the write is sent again.
-    fn after_failed_write(&mut self, may: bool) -> Next {
-        if may {
-            self.ambiguity = Ambiguity::MayHaveApplied;
-        }
-        if may && self.rules.locked && !self.versioned {
-            Next::Read(Why::Lost)
-        } else {
-            Next::Write
-        }
-    }
-
     fn conflict(&mut self) -> Step {
         let before = self.conflicts;
         self.conflicts += 1;
         self.failed_writes = 0;
-        let ambiguous = self.may_have_applied();
+        let ambiguous = self.may_have_applied;
         let hopeless = match self.rules {
             Rules { locked: false, .. } => false,
             Rules {

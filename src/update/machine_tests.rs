@@ -12,15 +12,27 @@ const PLAIN: Rules = Rules {
     max_conflicts: 2,
 };
 
-fn in_state(rules: Rules, state: State, ambiguity: Ambiguity) -> Machine {
+fn in_state(rules: Rules, state: State, may_have_applied: bool) -> Machine {
     Machine {
         state,
-        ambiguity,
+        may_have_applied,
         ..Machine::new(rules)
     }
 }
 
 const FAILED: Step = Step::Done(End::Failed(Cause::Last));
+
+const THROTTLED: Wait = Wait::Throttled {
+    retry_after: None,
+    limited: true,
+};
+
+const fn throttled(may: bool) -> Event {
+    Event::Failed(Failure::Throttled {
+        retry_after: None,
+        may,
+    })
+}
 
 /// Every event, with what the table below calls it.
 const EVENTS: [(&str, Event); 21] = [
@@ -60,12 +72,12 @@ const EVENTS: [(&str, Event); 21] = [
     ("written", Event::Written),
     ("conflict", Event::Conflict),
     ("stale", Event::Stale),
-    ("not sent", Event::Transient { may: false }),
-    ("lost", Event::Transient { may: true }),
-    ("throttled", Event::Throttled { may: false }),
-    ("throttled, may", Event::Throttled { may: true }),
-    ("refused", Event::Refused { may: false }),
-    ("refused, may", Event::Refused { may: true }),
+    ("not sent", Event::Failed(Failure::Transient { may: false })),
+    ("lost", Event::Failed(Failure::Transient { may: true })),
+    ("throttled", throttled(false)),
+    ("throttled, may", throttled(true)),
+    ("refused", Event::Failed(Failure::Final { may: false })),
+    ("refused, may", Event::Failed(Failure::Final { may: true })),
     ("waited", Event::Waited),
     ("out of time", Event::OutOfTime),
     ("cancelled", Event::Cancelled),
@@ -78,7 +90,7 @@ fn word(step: Step) -> String {
         Step::Write => "write".into(),
         Step::Wait(Wait::Backoff { attempts }) => format!("back off {attempts}"),
         Step::Wait(Wait::Conflict { before, .. }) => format!("wait conflict {before}"),
-        Step::Wait(Wait::Throttled) => "wait throttled".into(),
+        Step::Wait(Wait::Throttled { .. }) => "wait throttled".into(),
         FAILED => "fail".into(),
         Step::Done(End::Failed(Cause::Write)) => "fail with the write".into(),
         Step::Done(End::Failed(Cause::Conflict)) => "fail with a conflict".into(),
@@ -107,7 +119,7 @@ fn machine_every_state_by_every_event() {
     };
     let last = Why::Conflict { last: true };
     let conflict = Why::Conflict { last: false };
-    let (sure, doubt) = (Ambiguity::None, Ambiguity::MayHaveApplied);
+    let (sure, doubt) = (false, true);
     let reading = |then: &'static [(&str, &str)]| {
         let common = [
             ("not sent", "back off 1"),
@@ -277,7 +289,7 @@ fn machine_every_state_by_every_event() {
             "waiting to read",
             in_state(
                 PLAIN,
-                State::Waiting(Wait::Throttled, Next::Read(Why::Lost)),
+                State::Waiting(THROTTLED, Next::Read(Why::Lost)),
                 doubt,
             ),
             vec![("waited", "read")],
@@ -286,7 +298,7 @@ fn machine_every_state_by_every_event() {
             "waiting to read again",
             in_state(
                 PLAIN,
-                State::Waiting(Wait::Throttled, Next::ReadAgain(Why::Base)),
+                State::Waiting(THROTTLED, Next::ReadAgain(Why::Base)),
                 sure,
             ),
             vec![("waited", "read")],
@@ -344,12 +356,18 @@ fn machine_every_state_by_every_event() {
 
 #[test]
 fn machine_write_without_a_version_is_looked_up_before_it_is_sent_again() {
-    let mut machine = in_state(PLAIN, State::Evaluating(Why::Base), Ambiguity::None);
+    let mut machine = in_state(PLAIN, State::Evaluating(Why::Base), false);
     let steps = [
         (Event::Ready { versioned: false }, "write"),
-        (Event::Transient { may: false }, "back off 1"),
+        (
+            Event::Failed(Failure::Transient { may: false }),
+            "back off 1",
+        ),
         (Event::Waited, "write"),
-        (Event::Transient { may: true }, "back off 2"),
+        (
+            Event::Failed(Failure::Transient { may: true }),
+            "back off 2",
+        ),
         (Event::Waited, "read"),
         (
             Event::ReadDone {
@@ -360,7 +378,7 @@ fn machine_write_without_a_version_is_looked_up_before_it_is_sent_again() {
         ),
         (Event::Ready { versioned: false }, "write"),
         // The reads in between do not make it another request.
-        (Event::Transient { may: true }, "fail"),
+        (Event::Failed(Failure::Transient { may: true }), "fail"),
     ];
     for (event, step) in steps {
         assert_eq!(word(machine.next(event)), step, "{event:?}");
@@ -542,11 +560,11 @@ impl Play {
                                 versioned: next.read_version.is_some(),
                             }
                         }
-                        Fate::DoneUnseen => Event::Transient { may: true },
-                        Fate::NotSent => Event::Transient { may: false },
-                        Fate::Throttled => Event::Throttled { may: false },
-                        Fate::DoneThrottled => Event::Throttled { may: true },
-                        Fate::Refused => Event::Refused { may: false },
+                        Fate::DoneUnseen => Event::Failed(Failure::Transient { may: true }),
+                        Fate::NotSent => Event::Failed(Failure::Transient { may: false }),
+                        Fate::Throttled => throttled(false),
+                        Fate::DoneThrottled => throttled(true),
+                        Fate::Refused => Event::Failed(Failure::Final { may: false }),
                         Fate::OutOfTime => Event::OutOfTime,
                         Fate::Cancelled => Event::Cancelled,
                         Fate::Delayed
@@ -573,27 +591,29 @@ impl Play {
                             match (applied, fate) {
                                 (true, Fate::Done) => Event::Written,
                                 (false, Fate::Done) => Event::Conflict,
-                                (_, Fate::RefusedUnseen) => Event::Refused { may: true },
-                                (_, Fate::DoneThrottled) => Event::Throttled { may: true },
-                                _ => Event::Transient { may: true },
+                                (_, Fate::RefusedUnseen) => {
+                                    Event::Failed(Failure::Final { may: true })
+                                }
+                                (_, Fate::DoneThrottled) => throttled(true),
+                                _ => Event::Failed(Failure::Transient { may: true }),
                             }
                         }
                         Fate::Delayed if next.world.delayed.is_none() => {
                             next.world.delayed = Some((version, Value::Wanted));
-                            Event::Transient { may: true }
+                            Event::Failed(Failure::Transient { may: true })
                         }
                         Fate::Delayed => continue,
-                        Fate::LostUnseen => Event::Transient { may: true },
-                        Fate::LostThrottled => Event::Throttled { may: true },
+                        Fate::LostUnseen => Event::Failed(Failure::Transient { may: true }),
+                        Fate::LostThrottled => throttled(true),
                         // Only what was remembered can be, and only once.
                         Fate::Stale if !next.remembered => continue,
                         Fate::Stale => {
                             next.remembered = false;
                             Event::Stale
                         }
-                        Fate::NotSent => Event::Transient { may: false },
-                        Fate::Throttled => Event::Throttled { may: false },
-                        Fate::Refused => Event::Refused { may: false },
+                        Fate::NotSent => Event::Failed(Failure::Transient { may: false }),
+                        Fate::Throttled => throttled(false),
+                        Fate::Refused => Event::Failed(Failure::Final { may: false }),
                         Fate::OutOfTime => Event::OutOfTime,
                         Fate::Cancelled => Event::Cancelled,
                     };

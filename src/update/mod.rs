@@ -1,12 +1,14 @@
-//! An update: a target and the values to set. Here are its data and the record that a batch reads;
-//! `machine` has its rules, `run` does what they say, `facts` is what happened, `execute` is the
-//! story around it, and `core` is what all of them share.
+//! An update: a target and the values to set.
+//!
+//! Here are its data. `core` has what the clones of a client share and reads; `execute` checks an
+//! update, takes its turn, and tells what came of it; `run` reads and writes as the rules in
+//! `machine` say; `summary` is what the update did.
 
 pub(crate) mod core;
 mod execute;
-mod facts;
 mod machine;
 mod run;
+mod summary;
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,5 +1,4 @@
-//! What happened in one update, gathered once: receipt, events, audit records and metrics are made
-//! from it.
+//! What one update wants and did. Its receipt, events and audit records are made from this.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
@@ -13,8 +12,8 @@ use crate::session::exchange::Call;
 use crate::store::{Target, TargetState};
 use crate::values::attributes::Attributes;
 
-/// The facts of one update.
-pub(super) struct Facts<'a> {
+/// What one update wants and did.
+pub(super) struct Summary<'a> {
     pub(super) target: &'a Target,
     /// What is written, in the form that is written.
     pub(super) wanted: Cow<'a, Attributes>,
@@ -23,7 +22,7 @@ pub(super) struct Facts<'a> {
     pub(super) state: TargetState,
     /// The version that the last write was based on, also when a read came after it.
     pub(super) last_write_base: Option<String>,
-    /// Whether a read showed that the conversation has ended; `None` where none could tell.
+    /// True if a read showed that the conversation has ended; `None` where no read could tell.
     pub(super) conversation_ended: Option<bool>,
     /// Joins the audit records; made when the first one is.
     pub(super) audit_id: Option<String>,
@@ -34,13 +33,13 @@ pub(super) struct Facts<'a> {
     pub(super) audit_values: bool,
 }
 
-impl<'a> Facts<'a> {
+impl<'a> Summary<'a> {
     pub(super) fn new(
         target: &'a Target,
         wanted: Cow<'a, Attributes>,
         removed: &'a [String],
-    ) -> Facts<'a> {
-        Facts {
+    ) -> Summary<'a> {
+        Summary {
             target,
             wanted,
             removed: Cow::Borrowed(removed),
@@ -54,7 +53,7 @@ impl<'a> Facts<'a> {
         }
     }
 
-    /// Whether everything that is wanted is there.
+    /// True if the target holds every wanted value and no removed key.
     pub(super) fn in_place(&self) -> bool {
         self.state.holds(&self.wanted, &self.removed) == Some(true)
     }
@@ -83,6 +82,7 @@ impl<'a> Facts<'a> {
         let correlation_id = answer
             .as_ref()
             .and_then(|response| response.correlation_id().map(str::to_owned));
+        let (attempts, requests, latency) = call.effort();
         Receipt {
             outcome,
             conversation_id: self.target.conversation_id().to_owned(),
@@ -90,9 +90,9 @@ impl<'a> Facts<'a> {
             resource_id: self.target.resource_id(&self.state),
             version,
             previous_version,
-            attempts: call.attempts,
-            requests: call.requests,
-            latency: call.latency(),
+            attempts,
+            requests,
+            latency,
             correlation_id,
             timestamp,
             conversation_ended: self.conversation_ended,
@@ -108,10 +108,11 @@ impl<'a> Facts<'a> {
 
     /// The record before a write.
     pub(super) fn intent(&self, id: String, call: &Call<'_>, timestamp: SystemTime) -> AuditRecord {
+        let (attempts, requests, latency) = call.effort();
         AuditRecord {
-            attempts: call.attempts,
-            requests: call.requests,
-            latency: call.latency(),
+            attempts,
+            requests,
+            latency,
             ..self.record(id, timestamp)
         }
     }
