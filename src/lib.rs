@@ -39,6 +39,7 @@
 //! | decide what an error means | [`Error::kind`], [`Error::is_transient`], [`Error::may_have_applied`] |
 //! | test your own code | [Testing your code](_documentation::testing_your_code) |
 //! | see the requests | [On the wire](_documentation::on_the_wire) |
+//! | know the JSON, field by field | [JSON](_documentation::json) |
 //!
 //! # Guarantees
 //!
@@ -155,6 +156,8 @@ pub mod validate {
 
 /// Pages beside the reference.
 pub mod _documentation {
+    #[doc = include_str!("documentation/json.md")]
+    pub mod json {}
     #[doc = include_str!("documentation/on_the_wire.md")]
     pub mod on_the_wire {}
     #[doc = include_str!("documentation/testing_your_code.md")]

@@ -30,11 +30,13 @@ and connects anew, with a rate limit and metrics of its own. A batch runs in the
 from __future__ import annotations
 
 import atexit
+import collections
 import contextlib
 import contextvars
 import ctypes
 import ctypes.util
 import json
+import logging
 import os
 import queue
 import sys
@@ -47,6 +49,7 @@ __all__ = [
     "Batch",
     "Cancel",
     "Client",
+    "Edit",
     "GenesysError",
     "InvalidInputError",
     "ConfigError",
@@ -64,6 +67,8 @@ __all__ = [
     "AuditError",
     "CancelledError",
     "InternalError",
+    "Sandbox",
+    "log_to",
     "version",
 ]
 
@@ -97,6 +102,10 @@ class GenesysError(Exception):
         self.missing_permissions: list[str] = list(error.get("missingPermissions") or [])
         #: Whether the change may be in place all the same: read the target to settle it.
         self.may_have_applied: bool = bool(error.get("mayHaveApplied"))
+        #: Whether the login failed, and not the request itself.
+        self.during_login: bool = bool(error.get("duringLogin"))
+        #: Whether the same call may succeed later.
+        self.transient: bool = bool(error.get("transient"))
 
     def __reduce__(self) -> Any:
         # To go to another process, or to be copied: args alone does not make one again.
@@ -203,8 +212,7 @@ _KINDS = {kind.kind: kind for kind in GenesysError.__subclasses__()}
 
 _ON_TEXT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
 _COMPUTE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-_NEXT_LINE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
-_ON_OUTCOME = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
+_ON_LOG = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p)
 
 
 class _Callbacks(ctypes.Structure):
@@ -236,6 +244,7 @@ def _load(path: str) -> ctypes.CDLL:
             f"GENESYS_ATTRIBUTES_LIBRARY ({error})"
         ) from error
     text, pointer, status = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int
+    number = ctypes.POINTER(ctypes.c_int)
     result = ctypes.POINTER(ctypes.c_void_p)
     for name, restype, arguments in [
         ("gca_version", text, []),
@@ -245,19 +254,29 @@ def _load(path: str) -> ctypes.CDLL:
         ("gca_update", status, [pointer, text, pointer, result]),
         ("gca_update_with", status, [pointer, text, _COMPUTE, pointer, pointer, result]),
         ("gca_reply_set", status, [pointer, text]),
-        ("gca_read", status, [pointer, text, result]),
+        ("gca_reply_remove", status, [pointer, text]),
+        ("gca_read", status, [pointer, text, pointer, result]),
+        ("gca_preview", status, [pointer, text, pointer, result]),
         ("gca_validate", status, [pointer, text, result]),
-        ("gca_verify_credentials", status, [pointer, result]),
+        ("gca_verify_credentials", status, [pointer, pointer, result]),
         ("gca_metrics", status, [pointer, result]),
         ("gca_metrics_prometheus", status, [pointer, result]),
-        ("gca_flush", status, [pointer, ctypes.c_uint, result]),
-        ("gca_batch", status, [pointer, text, _NEXT_LINE, _ON_OUTCOME, pointer, pointer, result]),
+        ("gca_flush", status, [pointer, ctypes.c_uint, pointer, result]),
+        ("gca_batch_start", status, [pointer, text, ctypes.POINTER(pointer), result]),
+        ("gca_batch_push", status, [pointer, text, text, number, result]),
+        ("gca_batch_next", status, [pointer, ctypes.c_uint, number, result]),
+        ("gca_batch_finish", status, [pointer, result]),
+        ("gca_batch_cancel", None, [pointer]),
+        ("gca_batch_free", None, [pointer]),
+        ("gca_set_logger", status, [_ON_LOG, pointer, status]),
         ("gca_cancel_new", pointer, []),
         ("gca_cancel_trigger", None, [pointer]),
         ("gca_cancel_free", None, [pointer]),
     ]:
         function = getattr(library, name)
         function.restype, function.argtypes = restype, arguments
+    if hasattr(library, "gca_sandbox_free"):
+        library.gca_sandbox_free.restype = None
     return library
 
 
@@ -278,6 +297,17 @@ def _library() -> ctypes.CDLL:
 def _json(value: Any) -> bytes:
     # A NUL can only be in a string, where JSON writes it as \u0000. A lone surrogate is no text: refused by encode().
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _record(name: str, value: Any, alternative: str = "") -> dict[str, Any]:
+    """A mapping as a dictionary, or an error that names what is none."""
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return dict(value)
+    except (TypeError, ValueError):
+        wanted = " ".join(filter(None, [f"{name} must be a mapping", alternative]))
+        raise TypeError(f"{wanted}, and not {type(value).__name__}") from None
 
 
 def _call(function: Callable[..., int], *arguments: Any) -> str:
@@ -337,7 +367,7 @@ def _take(items: queue.SimpleQueue[Any]) -> Any:
             pass
 
 
-def _aside(work: Callable[[], str], cancel: Optional[Callable[[], None]]) -> str:
+def _aside(work: Callable[[], str], cancel: Callable[[], None], settles: bool) -> str:
     """Runs work on a helper thread while the main thread waits for it.
 
     Signals are handled on the main thread, and not while that is in C: neither Ctrl-C nor anybody else's handler would
@@ -360,10 +390,9 @@ def _aside(work: Callable[[], str], cancel: Optional[Callable[[], None]]) -> str
             return work()
         result = [_take(ended)]
     except BaseException:
-        if cancel is not None:
-            cancel()
-            while thread.is_alive():
-                thread.join(_PIECE)
+        cancel()
+        while settles and thread.is_alive():
+            thread.join(_PIECE)
         raise
     if result[0][1] is not None:
         raise result.pop()[1]
@@ -409,6 +438,14 @@ class Cancel:
             self._free(handle)
 
 
+class Edit:
+    """What compute of Client.update_with may return: attributes to set, and keys to remove (secure attributes only)."""
+
+    def __init__(self, set: Optional[Record] = None, remove: Iterable[str] = ()) -> None:
+        self.set = set
+        self.remove = [remove] if isinstance(remove, str) else list(remove)
+
+
 class _Handle:
     """The library's client. Whoever uses it holds this object, and the last one frees it."""
 
@@ -447,7 +484,6 @@ class Client:
         self._key = key = object()
         self._users = 0
         self._changed = threading.Condition()
-        self._batches: set[_Running] = set()
 
         def hook(function: Optional[Callable[[dict[str, Any]], Any]]) -> Any:
             if function is None:
@@ -460,7 +496,7 @@ class Client:
             return _ON_TEXT(call)
 
         self._callbacks = _Callbacks(ctypes.sizeof(_Callbacks), None, hook(on_update), hook(on_audit))
-        self._config = None if config is None else _json(dict(config))
+        self._config = None if config is None else _json(_record("config", config))
         self._forked = False
         self._handle: Optional[_Handle] = self._open()
         _clients.add(self)
@@ -480,7 +516,7 @@ class Client:
 
     def _after_fork(self) -> None:
         # Another thread of the parent may have held the lock, or been in a call.
-        self._changed, self._users, self._batches = threading.Condition(), 0, set()
+        self._changed, self._users = threading.Condition(), 0
         self._forked, self._handle = self._forked or self._handle is not None, None
 
     def __enter__(self) -> Client:
@@ -497,19 +533,20 @@ class Client:
     def close(self) -> None:
         """Stops its batches, waits for them and for the calls of other threads, and frees the client.
 
-        A batch whose input blocks is waited for no longer than a second, and ends when the input goes on. Later calls
-        raise ValueError. From inside of a call, that is in a callback or in the input of a batch, it raises RuntimeError.
+        Later calls raise ValueError. From inside of a call, that is in a callback or in the input of a batch, it raises
+        RuntimeError.
         """
         if self._key in _here.clients:
             raise RuntimeError("the client cannot be closed from inside of its call: close the client after the call")
         with self._changed:
             # First, so that no batch begins after this.
-            self._handle, self._forked = None, False
-            batches = list(self._batches)
-        for batch in batches:
-            batch.stop()
-        for batch in batches:
-            batch.join()
+            handle, self._handle, self._forked = self._handle, None, False
+        runs = [run for run in list(_runs) if run.handle is handle]
+        for run in runs:
+            run.cancel()
+        for run in runs:
+            run.end()
+        del handle
         with self._changed:
             self._changed.wait_for(lambda: self._users <= 0)
 
@@ -530,21 +567,21 @@ class Client:
         with self._use() as handle:
             return _call(getattr(_library(), name), handle.value, *arguments)
 
-    def _wait(self, name: str, *arguments: Any, cancels: bool = False, cancel: Optional[Cancel] = None) -> str:
-        """Calls a function that waits for the network. cancels: whether it takes a flag that ends it."""
+    def _wait(self, name: str, *arguments: Any, cancel: Optional[Cancel] = None, settles: bool = False) -> str:
+        """Calls a function that waits for the network. settles: it is waited for also after Ctrl-C."""
         function, key = getattr(_library(), name), self._key
         if threading.get_ident() != threading.main_thread().ident or _here.clients:
-            # In a callback the library knows by the thread what may be called.
-            return self._call(name, *arguments, *([cancel and cancel._handle] if cancels else []))
+            # The library knows a call from inside of a callback by its thread.
+            return self._call(name, *arguments, cancel and cancel._handle)
         own = Cancel()
 
         def work() -> str:
             # It holds what the library uses, also when nobody waits for it any more.
             with _inside(key):
-                return _call(function, handle.value, *arguments, *([own._handle] if cancels else []))
+                return _call(function, handle.value, *arguments, own._handle)
 
         with self._use() as handle, own._following(cancel):
-            return _aside(work, own.trigger if cancels else None)
+            return _aside(work, own.trigger, settles)
 
     def update(self, update: Record, *, cancel: Optional[Cancel] = None) -> dict[str, Any]:
         """Changes attributes and gives the receipt, when that is settled.
@@ -555,20 +592,20 @@ class Client:
         Raises the kind of GenesysError that says why it was refused or failed. Where its may_have_applied is true, the
         change may be in place.
         """
-        return _object(self._wait("gca_update", _json(dict(update)), cancels=True, cancel=cancel))
+        return _object(self._wait("gca_update", _json(_record("update", update)), cancel=cancel, settles=True))
 
     def update_with(
         self,
         target: Record,
-        compute: Callable[[dict[str, Any]], Optional[Record]],
+        compute: Callable[[dict[str, Any]], Union[Record, Edit, None]],
         *,
         cancel: Optional[Cancel] = None,
     ) -> dict[str, Any]:
         """Reads, computes and writes under the lock of the target, and gives the receipt.
 
         target: an update without attributes. compute: gets the snapshot, whose "attributes" are the current values, and
-        returns the attributes to set, or None to change nothing. It is called again after a conflict, and must not
-        update through the same client. What it raises ends the update and is raised here.
+        returns the attributes to set, an Edit to remove keys too, or None to change nothing. It is called again after a
+        conflict, and must not update through the same client. What it raises ends the update and is raised here.
 
         Raises GenesysError as update does.
         """
@@ -577,30 +614,38 @@ class Client:
         def ask(_: Any, snapshot: bytes, reply: int) -> int:
             try:
                 wanted = compute(_object(snapshot))
+                if isinstance(wanted, Edit):
+                    for key in wanted.remove:
+                        _library().gca_reply_remove(reply, key.encode())
+                    wanted = wanted.set
                 if wanted is not None:
-                    _library().gca_reply_set(reply, _json(dict(wanted)))
+                    attributes = _json(_record("what compute returns", wanted, "of the attributes to set, an Edit or None"))
+                    _library().gca_reply_set(reply, attributes)
                 return 0
             except BaseException as error:  # It must not be lost in C.
                 raised.append(error)
                 return 1
 
         try:
-            text = self._wait(
-                "gca_update_with", _json(dict(target)), _COMPUTE(ask), None, cancels=True, cancel=cancel
-            )
+            record = _json(_record("target", target))
+            text = self._wait("gca_update_with", record, _COMPUTE(ask), None, cancel=cancel, settles=True)
         except GenesysError:
             if raised:
                 raise raised.pop() from None
             raise
         return _object(text)
 
-    def read(self, target: Record) -> dict[str, Any]:
+    def read(self, target: Record, *, cancel: Optional[Cancel] = None) -> dict[str, Any]:
         """Reads a target's attributes and version: one request."""
-        return _object(self._wait("gca_read", _json(dict(target))))
+        return _object(self._wait("gca_read", _json(_record("target", target)), cancel=cancel))
+
+    def preview(self, update: Record, *, cancel: Optional[Cancel] = None) -> dict[str, Any]:
+        """Reads what the target of an update holds, after all checks that it would make before its first write."""
+        return _object(self._wait("gca_preview", _json(_record("update", update)), cancel=cancel))
 
     def validate(self, update: Record) -> None:
         """Checks an update without any request. Raises InvalidInputError with all violations at once."""
-        self._call("gca_validate", _json(dict(update)))
+        self._call("gca_validate", _json(_record("update", update)))
 
     def batch(
         self,
@@ -609,6 +654,7 @@ class Client:
         workers: int = 1,
         stop_after: Optional[int] = None,
         max_outage: Optional[float] = None,
+        on_notice: Optional[Callable[[dict[str, Any]], Any]] = None,
     ) -> Batch:
         """Runs many updates, those of one conversation in order, and gives the outcomes as they complete.
 
@@ -616,22 +662,22 @@ class Client:
                 if outcome["status"] == "failed":
                     print(outcome["line"], outcome["error"]["message"])
 
-        updates: mappings or lines of JSON, taken from the iterable as there is room, on threads of the batch, one at a
-        time. One that is no update fails alone. What the iterable raises stops the batch, and is raised after the outcomes
-        of the updates before.
+        updates: mappings or lines of JSON, taken from the iterable as there is room, on the thread that asks for
+        outcomes. While the iterable waits for its next item, no outcome is given. One that is no update fails alone. What
+        the iterable raises ends the input, and is raised after the outcomes of the updates before.
         workers: how many updates run at the same time. stop_after: stops after so many failures.
         max_outage: for how many seconds an outage of the platform is waited out, 600 by default.
+        on_notice: called between outcomes with what happens to the batch as a whole, such as an outage.
 
         The batch begins with the first outcome that is asked for. A Batch that nobody holds any more is stopped, as by
-        leaving the loop early; its close() also waits for the end, and so do the client's and the end of the program. An
-        iterable that blocks is waited for no longer than a second.
+        leaving the loop early; its close() also waits for the end, and so do the client's and the end of the program.
         """
         options: dict[str, Any] = {"workers": workers}
         if stop_after is not None:
             options["stopAfter"] = stop_after
         if max_outage is not None:
             options["maxOutageSeconds"] = max_outage
-        return Batch(self, updates, options)
+        return Batch(self, updates, options, on_notice)
 
     def metrics(self) -> dict[str, Any]:
         """What the client did so far."""
@@ -641,178 +687,111 @@ class Client:
         """The same in the text format of Prometheus."""
         return self._call("gca_metrics_prometheus")
 
-    def verify_credentials(self) -> dict[str, Any]:
+    def verify_credentials(self, *, cancel: Optional[Cancel] = None) -> dict[str, Any]:
         """Logs in if need be, and asks whose token it is."""
-        return _object(self._wait("gca_verify_credentials"))
+        return _object(self._wait("gca_verify_credentials", cancel=cancel))
 
-    def flush(self, timeout: float = 10.0) -> None:
+    def flush(self, timeout: float = 10.0, *, cancel: Optional[Cancel] = None) -> None:
         """Waits, for timeout seconds at most, until no update is under way, and flushes the audit file.
 
         Raises TimedOutError when some still are.
         """
-        self._wait("gca_flush", min(max(int(timeout * 1000), 0), 0xFFFFFFFF))
+        self._wait("gca_flush", min(max(int(timeout * 1000), 0), 0xFFFFFFFF), cancel=cancel)
 
 
 class Batch(Iterator[dict[str, Any]]):
-    """The outcomes of Client.batch: an iterator, with the report once it is at its end."""
+    """The outcomes of Client.batch: an iterator, with the report once it is at its end.
 
-    def __init__(self, client: Client, updates: Iterable[Union[Record, str]], options: Record) -> None:
-        #: What the batch did: counts, times, and "stopped" where it ended early. None before its end.
-        self.report: Optional[dict[str, Any]] = None
+    `with client.batch(updates) as batch:` closes it at the end of the block.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        updates: Iterable[Union[Record, str]],
+        options: Record,
+        on_notice: Optional[Callable[[dict[str, Any]], Any]],
+    ) -> None:
+        self._client, self._updates, self._options, self._on_notice = client, updates, options, on_notice
+        self._iterating = threading.RLock()
+        self._run: Optional[_Run] = None
+        self._source: Optional[Iterator[Union[Record, str]]] = None
+        self._line: Optional[bytes] = None  # The library had no room for it.
+        self._taken = 0
+        self._refused: dict[int, str] = {}
+        self._raised: Optional[BaseException] = None
         self._over = False
-        self._running = _Running(client, updates, options)
+
+    @property
+    def report(self) -> Optional[dict[str, Any]]:
+        """What the batch did: counts, times, and "stopped" where it ended early. None before its end."""
+        return self._run and self._run.report
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()
 
     def __iter__(self) -> Batch:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        if self._over:
-            self.close()  # By a hook, perhaps, which did not wait.
-            raise StopIteration
-        try:
-            self._running.start()
-            outcome: Optional[dict[str, Any]] = _take(self._running.outcomes)
-        except BaseException:
-            self.close()
-            raise
-        if outcome is not None:
-            self._running.room.release()
-            return outcome
-        self._running.outcomes.put(None)  # For another thread that asks.
-        stopped, self._over = self._over, True
-        self._settle()
-        if self._running.raised and not stopped:
-            raise self._running.raised.pop(0)
-        raise StopIteration
-
-    def close(self) -> None:
-        """Stops the batch, if it runs: updates under way end at their next wait or request. Waits for that, but not from
-        inside of a callback, and for a second where the input blocks."""
-        self._over = True
-        self._running.stop()
-        if self._running.client._key not in _here.clients:
-            self._running.join()
-        self._settle()
-
-    def _settle(self) -> None:
-        self.report = self._running.report
-
-    def __del__(self) -> None:
-        # It does not wait: finalizers run on any thread, those of the batch among them, and at any place.
-        running = getattr(self, "_running", None)
-        if running is not None:
-            running.stop()
-
-
-_END = object()
-#: The batches that the end of the program stops.
-_under_way: set[_Running] = set()
-
-
-class _Running:
-    """A batch under way. It does not know its Batch, which is to end when nobody holds it any more."""
-
-    def __init__(self, client: Client, updates: Iterable[Union[Record, str]], options: Record) -> None:
-        self.client = client
-        self.outcomes: queue.SimpleQueue[Optional[dict[str, Any]]] = queue.SimpleQueue()
-        self.room = threading.Semaphore(1000)
-        self.report: Optional[dict[str, Any]] = None
-        self.raised: list[BaseException] = []
-        self._updates = updates
-        self._options = options
-        self._cancel = Cancel()
-        self._stopped = False
-        self._reading = False
-        self._line = b""  # Kept until the next call, as the library asks for.
-        self._lines = 0
-        self._refused: dict[int, str] = {}
-        self._begin = threading.Lock()
-        self._finished = threading.Event()
-        self._thread: Optional[threading.Thread] = None
-
-    def start(self) -> None:
-        with self._begin:
-            if self._thread is not None:
-                return
-            if self._stopped:
-                self.outcomes.put(None)
-                return
-            source = iter(self._updates)
-            # A thread that the end of the program does not wait for: _stop_all does, and may leave it alone.
-            thread = threading.Thread(target=self._run, args=(source,), name="genesys-attributes-batch", daemon=True)
-            with self.client._changed:
-                self._handle: Optional[_Handle] = self.client._opened()
-                self.client._batches.add(self)
-            _under_way.add(self)
-            # Before it starts: when Ctrl-C comes meanwhile, the thread runs and is to be waited for.
-            self._thread = thread
+        with self._iterating:
             try:
-                thread.start()
-            except RuntimeError:  # There is none to be had.
-                self._thread = None
-                self._leave()
+                if self._run is None and not self._over:
+                    self._begin()
+                while self._run is not None and not self._over:
+                    item = self._run.next(self._feed(self._run))
+                    if item is None and self._run.ended:
+                        self._over = True
+                    elif item is not None and "notice" in item:
+                        if self._on_notice is not None:
+                            self._on_notice(item)
+                    elif item is not None:
+                        return self._outcome(item)
+            except BaseException:
+                self.close()
                 raise
+            if self._run is not None and not self._run.ended:
+                self.close()  # A hook closed it, and did not wait.
+            if self._raised is not None:
+                raised, self._raised = self._raised, None
+                raise raised
+            raise StopIteration
 
-    def stop(self) -> None:
-        self._stopped = True
-        self._cancel.trigger()
+    def _begin(self) -> None:
+        source = iter(self._updates)
+        with self._client._changed:
+            handle = self._client._opened()
+        self._run = _Run(handle, self._options)
+        self._source = source
 
-    def join(self) -> None:
-        """Waits for its end. An input that blocks may do so for ever: it gets a second to go on."""
-        thread = self._thread
-        while thread is not None and not self._finished.wait(1.0):
-            # After stop() no other line is asked for, so that it is the same since then.
-            if self._reading:
-                return
-
-    def _after_fork(self) -> None:
-        # Its thread is the parent's, and may have held any of these.
-        self.outcomes, self.room, self._finished = queue.SimpleQueue(), threading.Semaphore(1000), threading.Event()
-        self._begin, self._cancel = threading.Lock(), Cancel()
-        self._thread, self._handle, self._stopped = None, None, True
-        problem = "the batch was begun before a fork: go on with it in the process that began it"
-        self.raised = [ConfigError({"kind": "config", "message": problem})]
-        self._finished.set()
-
-    def _leave(self) -> None:
-        self._handle = None
-        with self.client._changed:
-            self.client._batches.discard(self)
-        _under_way.discard(self)
-        self._finished.set()
-        self.outcomes.put(None)
-
-    def _run(self, source: Iterator[Union[Record, str]]) -> None:
-        callbacks = _NEXT_LINE(lambda _: self._next_line(source)), _ON_OUTCOME(self._on_outcome)
-        try:
-            with _inside(self.client._key):
-                handle, options = self._handle, _json(self._options)
-                assert handle is not None
-                text = _call(_library().gca_batch, handle.value, options, *callbacks, None, self._cancel._handle)
-                self.report = _object(text)
-        except BaseException as error:  # It is raised on the thread that iterates.
-            self.raised.append(error)
-        handle = None
-        self._leave()
-
-    def _next_line(self, source: Iterator[Union[Record, str]]) -> Optional[int]:
-        try:
-            with _inside(self.client._key):
-                if self._stopped:
-                    return None
-                self._reading = True
+    def _feed(self, run: _Run) -> int:
+        """Gives the library one more line, and says for how many milliseconds to wait for an outcome then."""
+        if self._line is None and self._source is not None:
+            with _inside(self._client._key):
                 try:
-                    update = next(source, _END)
-                finally:
-                    self._reading = False
-                if update is _END:
-                    return None
-                self._lines += 1
+                    update = next(self._source, _END)
+                except Exception as error:  # It is raised after the outcomes of the lines before.
+                    self._raised, update = error, _END
+            if update is _END:
+                self._source = None
+                run.finish()
+            else:
                 self._line = self._json_of(update)
-                return ctypes.cast(ctypes.c_char_p(self._line), ctypes.c_void_p).value
-        except BaseException as error:  # It must not be lost in C.
-            self.raised.append(error)
-            return None
+        if self._line is None:
+            return _SLICE_MS
+        if not run.push(self._line):
+            return _SLICE_MS
+        self._line = None
+        self._taken += 1
+        return 0
 
     def _json_of(self, update: Any) -> bytes:
         try:
@@ -820,31 +799,212 @@ class _Running:
                 if "\0" in update:
                     raise ValueError("the line holds a NUL, which no JSON does: write it as \\u0000")
                 return update.encode()
-            try:
-                record = dict(update)
-            except (TypeError, ValueError):
-                name = type(update).__name__
-                raise TypeError(f"an update must be a mapping or a line of JSON, and not {name}") from None
-            return _json(record)
+            return _json(_record("an update", update, "or a line of JSON"))
         except Exception as error:
             # The library gets what is no update, so that this line fails alone.
-            self._refused[self._lines] = f"the update cannot be written as JSON: {error}"
+            self._refused[self._taken + 1] = f"the update cannot be written as JSON: {error}"
             return b"-"
 
-    def _on_outcome(self, _: Any, text: bytes) -> int:
+    def _outcome(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        problem = self._refused.pop(outcome["line"], None)
+        if problem is not None:
+            outcome["error"]["message"] = problem
+        return outcome
+
+    def close(self) -> None:
+        """Stops the batch, if it runs: updates under way end at their next wait or request. Waits for that, but not from
+        inside of a callback or of the input."""
+        self._over = True
+        run = self._run
+        if run is not None:
+            run.cancel()
+            if self._client._key not in _here.clients:
+                run.end()
+
+    def __del__(self) -> None:
+        # It does not wait: finalizers run on any thread, those of the batch among them, and at any place.
+        run = getattr(self, "_run", None)
+        if run is not None:
+            run.abandoned = True
+            run.cancel()
+
+
+_END: Any = object()
+#: For how many milliseconds the library is asked to wait in one piece: signals are handled in between.
+_SLICE_MS = 100
+#: The batches of the library that have not ended. They hold what the library calls.
+_runs: set[_Run] = set()
+
+
+class _Run:
+    """A batch of the library. It does not know its Batch, which is to end when nobody holds it any more."""
+
+    def __init__(self, handle: _Handle, options: Record) -> None:
+        self.report: Optional[dict[str, Any]] = None
+        self.ended = False
+        self.abandoned = False
+        self._after: Optional[GenesysError] = None
+        self._left: collections.deque[dict[str, Any]] = collections.deque()
+        self._lock, self._freeing = threading.RLock(), threading.RLock()
+        for other in list(_runs):
+            other.reap()
+        value = ctypes.c_void_p()
+        _call(_library().gca_batch_start, handle.value, _json(options), ctypes.byref(value))
+        self.handle: Optional[_Handle] = handle
+        self._value = value.value
+        _runs.add(self)
+
+    def push(self, line: bytes) -> bool:
+        """Gives a line; False where there is no room for it."""
+        full = ctypes.c_int(1)
+        with self._lock:
+            if self._value is not None:
+                _call(_library().gca_batch_push, self._value, line, None, ctypes.byref(full))
+        return full.value == 0
+
+    def finish(self) -> None:
+        with self._lock:
+            if self._value is not None:
+                _call(_library().gca_batch_finish, self._value)
+
+    def next(self, timeout_ms: int) -> Optional[dict[str, Any]]:
+        """The next outcome or notice. None: there is none yet, or it has ended."""
+        with self._lock:
+            if not self._left:
+                self._fetch(timeout_ms)
+            if self._left:
+                return self._left.popleft()
+            if self._after is not None:
+                after, self._after = self._after, None
+                raise after
+            self.ended = self._value is None
+            return None
+
+    def _fetch(self, timeout_ms: int) -> None:
+        if self._value is None:
+            return
+        what = ctypes.c_int()
         try:
-            outcome = _object(text)
-            problem = self._refused.pop(outcome["line"], None)
-            if problem is not None:
-                outcome["error"]["message"] = problem
-            while not self.room.acquire(timeout=0.2):
-                if self._stopped:
-                    return 1
-            self.outcomes.put(outcome)
-            return int(self._stopped)
-        except BaseException as error:  # As above.
-            self.raised.append(error)
-            return 1
+            text = _call(_library().gca_batch_next, self._value, timeout_ms, ctypes.byref(what))
+        except GenesysError as error:
+            self._after = error
+            self._free()
+            return
+        if what.value in (1, 2):
+            self._left.append(_object(text))
+        elif what.value == 3:
+            self.report = _object(text)
+            self._free()
+
+    def _free(self) -> None:
+        with self._freeing:
+            value, self._value = self._value, None
+        _library().gca_batch_free(value)
+        self.handle = None
+        _runs.discard(self)
+
+    def cancel(self) -> None:
+        with self._freeing:  # And not _lock, which a call that waits holds.
+            if self._value is not None:
+                _library().gca_batch_cancel(self._value)
+
+    def end(self) -> None:
+        """Cancels it, and waits for its end."""
+        self.cancel()
+        while self._value is not None:
+            with self._lock:
+                self._fetch(_SLICE_MS)
+
+    def reap(self) -> None:
+        """Frees it where nobody asks for its outcomes any more and it has ended."""
+        while self.abandoned and self._value is not None:
+            with self._lock:
+                before = len(self._left)
+                self._fetch(0)
+                if self._value is not None and len(self._left) == before:
+                    return
+                self._left.clear()
+
+    def after_fork(self) -> None:
+        # The parent's threads run it, and one of them may have held the locks.
+        self._lock, self._freeing = threading.RLock(), threading.RLock()
+        self._value, self.handle = None, None
+        self._left.clear()
+        problem = "the batch was begun before a fork: go on with it in the process that began it"
+        self._after = ConfigError({"kind": "config", "message": problem})
+
+
+class Sandbox:
+    """A stand-in for the platform, to test your own code with: needs a library with the features capi,testing.
+
+        with Sandbox() as sandbox, Client(sandbox.config) as client:
+            sandbox.add("c-1")
+            client.update({"conversationId": "c-1", "attributes": {"tier": "gold"}})
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        library, value = _library(), ctypes.c_void_p()
+        if not hasattr(library, "gca_sandbox_start"):
+            raise RuntimeError("the library has no sandbox: build it with --features capi,testing")
+        self._free = library.gca_sandbox_free
+        #: The settings of a client for it.
+        self.config = _object(_call(library.gca_sandbox_start, _json({"port": port}), ctypes.byref(value)))
+        self._value: Optional[int] = value.value
+
+    def add(self, conversation: str) -> None:
+        """Adds a conversation with the participants "<id>-agent" and "<id>-customer", or empties one."""
+        _call(_library().gca_sandbox_add, ctypes.c_void_p(self._value), conversation.encode())
+
+    def fail_next(self, status: int) -> None:
+        """Answers the next request with this status, 400 to 599. 0: does the next write and loses its answer."""
+        _call(_library().gca_sandbox_fail_next, ctypes.c_void_p(self._value), status)
+
+    def close(self) -> None:
+        """Ends it."""
+        value, self._value = self._value, None
+        self._free(ctypes.c_void_p(value))
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_value", None) is not None:
+            self.close()
+
+
+_LEVELS = {1: logging.ERROR, 2: logging.WARNING, 3: logging.INFO, 4: logging.DEBUG, 5: logging.DEBUG}
+#: The callback that the library logs to.
+_log_callback: Any = None
+
+
+def log_to(logger: Union[logging.Logger, str, None] = "genesys_attributes", level: int = logging.INFO) -> None:
+    """Sends the library's log records to a logger of the module logging, in place of the one before; None ends that.
+
+    level: the lowest that is sent, whatever the logger's own level is. logging.DEBUG has each request's method, URL and
+    status. The logger is called on the thread that logs, which may be one of a batch.
+    """
+    global _log_callback
+    if logger is None:
+        callback, highest = _ON_LOG(), 0
+    else:
+        target = logging.getLogger(logger) if isinstance(logger, str) else logger
+
+        def write(_: Any, number: int, source: bytes, message: bytes) -> None:
+            target.log(_LEVELS[number], "%s", message.decode(), extra={"source": source.decode()})
+
+        callback = _ON_LOG(write)
+        highest = max((number for number in range(1, 5) if _LEVELS[number] >= level), default=0)
+    if _library().gca_set_logger(callback, None, highest) != 0:
+        raise ConfigError({"kind": "config", "message": "the process has another logger: use that one"})
+    _log_callback = callback  # The one before is called no more.
 
 
 #: The clients that a forked process makes anew.
@@ -857,9 +1017,9 @@ def _after_fork() -> None:
     _loading = threading.Lock()
     for client in list(_clients):
         client._after_fork()
-    for batch in list(_under_way):
-        batch._after_fork()
-    _under_way.clear()
+    for run in list(_runs):
+        run.after_fork()
+    _runs.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -868,9 +1028,11 @@ if hasattr(os, "register_at_fork"):
 
 @atexit.register
 def _stop_all() -> None:
-    """Nobody iterates any more when the program ends. What still ran then could not call Python any more."""
-    batches = list(_under_way)
-    for batch in batches:
-        batch.stop()
-    for batch in batches:
-        batch.join()
+    """Ends all batches and the log at the end of the program, after which the library could not call Python any more."""
+    runs = list(_runs)
+    for run in runs:
+        run.cancel()
+    for run in runs:
+        run.end()
+    if _log_callback is not None:
+        log_to(None)

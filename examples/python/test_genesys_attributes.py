@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import gc
+import logging
 import multiprocessing
 import os
 import pickle
@@ -113,6 +114,8 @@ class ClientTest(unittest.TestCase):
             with self.assertRaises(ga.InvalidInputError) as caught:
                 c.update(update("c", n=1.5, **{"": "x"}))
             self.assertEqual({v["rule"] for v in caught.exception.violations}, {"integer", "keyEmpty"})
+            error = caught.exception
+            self.assertEqual((error.transient, error.during_login, error.may_have_applied), (False, False, False))
             with self.assertRaises(ga.InvalidInputError):
                 c.validate(update("c", n=-1))
             self.assertIsNone(c.validate(update("c", n=1)))
@@ -128,6 +131,54 @@ class ClientTest(unittest.TestCase):
             Client({"regoin": "eu-west-1"})
         with self.assertRaises(ValueError):
             c.read({"conversationId": "c"})
+
+    def test_text_where_a_mapping_belongs_is_named(self):
+        line = '{"conversationId":"c","attributes":{"n":1}}'
+        with self.assertRaisesRegex(TypeError, "config must be a mapping, and not str"):
+            Client("eu-west-1")
+        with client() as c:
+            for name, call in [
+                ("update", c.update),
+                ("update", c.validate),
+                ("update", c.preview),
+                ("target", c.read),
+                ("target", lambda target: c.update_with(target, lambda now: None)),
+            ]:
+                for wrong in [line, line.encode(), 7, None, ["c"]]:
+                    with self.assertRaisesRegex(TypeError, f"{name} must be a mapping, and not {type(wrong).__name__}"):
+                        call(wrong)
+            with self.assertRaisesRegex(TypeError, "what compute returns must be a mapping"):
+                c.update_with({"conversationId": "c-text"}, lambda now: line)
+
+    def test_preview_shows_what_is_there_and_writes_nothing(self):
+        with client() as c:
+            c.update(update("previewed", n=1))
+            self.assertEqual(c.preview(update("previewed", n=2))["attributes"], {"n": 1})
+            with self.assertRaises(ga.InvalidInputError):
+                c.preview(update("previewed", n=1.5))
+            self.assertEqual(c.read({"conversationId": "previewed"})["attributes"], {"n": 1})
+
+    def test_log_records_go_to_logging_until_that_is_ended(self):
+        with self.assertLogs("genesys_attributes", logging.DEBUG) as logs:
+            ga.log_to("genesys_attributes", logging.DEBUG)
+            with client() as c:
+                c.update(update("logged", n=1))
+            ga.log_to(None)
+            with client() as c:
+                c.update(update("not-logged", n=1))
+        text = "\n".join(logs.output)
+        self.assertIn("/conversations/logged", text)
+        self.assertNotIn("not-logged", text)
+
+    def test_sandbox_is_a_platform_of_ones_own(self):
+        with ga.Sandbox() as sandbox, Client(sandbox.config) as c:
+            sandbox.add("c-1")
+            target = {"conversationId": "c-1", "target": "secure"}
+            sandbox.fail_next(503)
+            receipt = c.update({**target, "attributes": {"old": "1", "kept": "2"}})
+            self.assertGreater(receipt["requests"], 1)
+            c.update_with(target, lambda now: ga.Edit({"new": "3"}, remove=["old"]))
+            self.assertEqual(c.read(target)["attributes"], {"kept": "2", "new": "3"})
 
     def test_every_kind_has_its_exception(self):
         kinds = {kind.kind for kind in ga.GenesysError.__subclasses__()}
@@ -174,6 +225,13 @@ class ClientTest(unittest.TestCase):
             thread.start()
             thread.join()
             self.assertEqual(len(caught), 1)
+            for call in [
+                lambda: c.read({"conversationId": "c"}, cancel=cancel),
+                lambda: c.preview(update("c", n=1), cancel=cancel),
+                lambda: c.verify_credentials(cancel=cancel),
+            ]:
+                with self.assertRaises(ga.CancelledError):
+                    call()
 
     @unittest.skipIf(os.name == "nt", "there is no signal to send")
     def test_ctrl_c_ends_a_call_of_the_main_thread(self):
@@ -357,31 +415,67 @@ class BatchTest(unittest.TestCase):
             gc.collect()
         self.assertLess(len(taken), 10000)
 
-    def test_an_abandoned_batch_that_the_collector_finds_on_its_own_thread_ends(self):
+    def test_an_abandoned_batch_that_the_collector_finds_in_a_hook_ends(self):
         printed = run(
-            "import gc, threading\n"
+            "import gc, itertools, threading\n"
             "gc.disable()\n"
-            "abandoned = threading.Event()\n"
-            "def source():\n"
-            "    yield {'conversationId': 'endless', 'attributes': {'n': 1}}\n"
+            "abandoned, found = threading.Event(), threading.Event()\n"
+            "def collect(event):\n"
             "    abandoned.wait()\n"
-            "    print('found:', gc.collect() > 0)\n"
-            "    while True:\n"
-            "        yield {'conversationId': 'endless', 'attributes': {'n': 1}}\n"
+            "    if not found.is_set():\n"
+            "        print('found:', gc.collect() > 0)\n"
+            "        found.set()\n"
             "def job(c):\n"
-            "    batch = c.batch(source(), workers=4)\n"
+            "    lines = ({'conversationId': 'endless', 'attributes': {'n': n}} for n in itertools.count())\n"
+            "    batch = c.batch(lines, workers=4)\n"
             "    try:\n"
-            "        for outcome in batch:\n"
-            "            raise ValueError\n"
+            "        batch._begin(); batch._feed(batch._run)\n"
+            "        raise ValueError\n"
             "    except ValueError as error:\n"
             "        kept = error  # frame, error, traceback, frame\n"
-            "c = ga.Client({'ratePerMinute': 0})\n"
+            "c = ga.Client({'ratePerMinute': 0}, on_update=collect)\n"
             "job(c)\n"
             "abandoned.set()\n"
+            "found.wait()\n"
             "c.close()\n"
-            "print('closed')\n"
+            "print('closed', len(ga._runs))\n"
         )
-        self.assertEqual(printed, "found: True\nclosed\n")
+        self.assertEqual(printed, "found: True\nclosed 0\n")
+
+    def test_abandoned_batches_do_not_pile_up(self):
+        with client() as c:
+            for _ in range(20):
+                next(c.batch(update("endless", n=n) for n in range(10**6)))
+                gc.collect()
+            self.assertLess(len(ga._runs), 20)
+        self.assertEqual(len(ga._runs), 0)
+
+    def test_everything_of_a_batch_runs_on_the_thread_that_iterates(self):
+        here, threads = threading.get_ident(), threading.active_count()
+        seen = set()
+
+        def source():
+            for n in range(20):
+                seen.add(threading.get_ident())
+                self.assertEqual(threading.active_count(), threads)
+                yield update("one-thread", n=n)
+
+        with client() as c, c.batch(source(), workers=4) as batch:
+            self.assertEqual(len(list(batch)), 20)
+        self.assertEqual(seen, {here})
+
+    def test_notices_of_an_outage(self):
+        notices = []
+
+        def on_notice(notice):
+            notices.append(notice)
+            batch.close()
+
+        with Client({"baseUrl": "http://127.0.0.1:1", "accessToken": "t"}) as c:
+            batch = c.batch([update("down", n=n) for n in range(5)], on_notice=on_notice)
+            self.assertEqual(list(batch), [])
+        self.assertEqual((notices[0]["notice"], notices[0]["error"]["kind"]), ("outageBegan", "connect"))
+        self.assertEqual(batch.report["stopped"], "cancelled")
 
     def test_a_hook_may_close_the_batch(self):
         printed = run(
@@ -392,21 +486,6 @@ class BatchTest(unittest.TestCase):
             "print(batch.report['applied'] >= 1, batch.report['stopped'] is not None)\n"
         )
         self.assertEqual(printed, "True True\n")
-
-    def test_a_source_that_blocks_keeps_nobody(self):
-        for end in ["batch.close()", "c.close()", "pass"]:
-            printed = run(
-                "import threading\n"
-                "def source():\n"
-                "    yield {'conversationId': 'blocked', 'attributes': {'n': 1}}\n"
-                "    threading.Event().wait()\n"
-                "c = ga.Client({'ratePerMinute': 0})\n"
-                "batch = c.batch(source())\n"
-                "print(next(batch)['status'])\n"
-                f"{end}\n"
-                "print('on')\n"
-            )
-            self.assertEqual(printed, "applied\non\n", end)
 
     @unittest.skipIf(os.name == "nt", "there is no signal to send")
     def test_ctrl_c_ends_a_batch(self):

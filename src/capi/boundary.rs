@@ -54,11 +54,11 @@ pub(super) fn answer(result: *mut *mut c_char, work: impl FnOnce() -> Result<Str
     give(result, None);
     let caught = catch_unwind(AssertUnwindSafe(|| {
         keep_thread_reachable();
-        let answer = match Here::current().place {
-            Place::Log => Err(invalid(
-                "must not be called from inside of the log callback",
+        let answer = match in_log() {
+            true => Err(invalid(
+                "this was called from inside of the log callback: call it after the callback returned",
             )),
-            _ => work(),
+            false => work(),
         };
         match answer {
             Ok(text) => (OK, text),
@@ -66,8 +66,12 @@ pub(super) fn answer(result: *mut *mut c_char, work: impl FnOnce() -> Result<Str
         }
     }));
     let (status, text) = caught.unwrap_or_else(|_| {
-        const TEXT: &str = r#"{"kind":"internal","message":"the library panicked: this is a defect of it","violations":[]}"#;
-        (status_of(ErrorKind::Internal), TEXT.to_owned())
+        let error = Error::new(
+            ErrorKind::Internal,
+            "the library panicked: please report it",
+        )
+        .with_may_have_applied(true);
+        (status_of(error.kind()), json(&error))
     });
     if !result.is_null() {
         give(result, Some(text));
@@ -128,6 +132,37 @@ pub(super) fn is_null(name: &str) -> Error {
     invalid(format!("{name} is NULL"))
 }
 
+/// Writes what a function makes to the place that C gave. It is not made where there is no place.
+///
+/// # Safety
+///
+/// `place` is NULL, or can be written.
+pub(super) unsafe fn out<T>(
+    name: &str,
+    place: *mut T,
+    made: impl FnOnce() -> Result<T>,
+) -> Result<()> {
+    if place.is_null() {
+        return Err(is_null(name));
+    }
+    let made = made()?;
+    // SAFETY: it is not NULL, and this function asks for the rest.
+    unsafe { place.write(made) };
+    Ok(())
+}
+
+/// Frees what a handle of this library holds.
+///
+/// # Safety
+///
+/// `handle` is NULL, or came from `Box::into_raw` and was not freed.
+pub(super) unsafe fn free<T>(handle: *mut T) {
+    if !handle.is_null() {
+        // SAFETY: as this function asks for.
+        quietly(|| drop(unsafe { Box::from_raw(handle) }));
+    }
+}
+
 /// The text that C gave.
 ///
 /// # Safety
@@ -166,98 +201,27 @@ pub(super) fn parsed(name: &str, json: &str) -> Result<Map<String, Value>> {
     }
 }
 
-/// A callback, by what it may call.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Place {
-    Outside,
-    /// In an `on_update` callback: the update is done, but still counts as under way.
-    Hook,
-    /// In a `compute` or `on_audit` callback: the conversation is held.
-    Update,
-    /// In the log callback: any lock may be held.
-    Log,
-}
-
-/// Which client: they are numbered.
-pub(super) type ClientId = u64;
-
-/// How many callbacks of updates and batches may be inside of each other: an `on_update` that updates
-/// is called again by its own update, and the stack of a thread ends.
-pub(super) const DEEPEST: usize = 16;
-
-/// Where this thread is, as far as it decides what it may call.
-#[derive(Clone, Copy)]
-pub(super) struct Here {
-    /// Of the callbacks that it is in, the one that allows the least.
-    pub(super) place: Place,
-    /// How many callbacks of updates and batches it is in.
-    depth: usize,
-    /// The clients of those that are a [`Place::Update`].
-    held: [Option<ClientId>; DEEPEST],
-}
-
 thread_local! {
-    static HERE: Cell<Here> = const { Cell::new(Here::OUTSIDE) };
+    /// This thread is in the log callback, where any lock may be held.
+    static IN_LOG: Cell<bool> = const { Cell::new(false) };
 }
 
-impl Here {
-    const OUTSIDE: Here = Here {
-        place: Place::Outside,
-        depth: 0,
-        held: [None; DEEPEST],
-    };
+/// Whether this thread is in the log callback.
+pub(super) fn in_log() -> bool {
+    IN_LOG.get()
+}
 
-    pub(super) fn current() -> Here {
-        HERE.get()
-    }
-
-    /// Refuses what updates through this client, where it would wait for itself or never end.
-    pub(super) fn may_update(&self, client: ClientId) -> Result<()> {
-        if self.held.contains(&Some(client)) {
-            return Err(invalid(
-                "a compute or on_audit callback must not update through the same client: do it \
-                 after the update",
-            ));
+/// Runs the log callback, unless this thread is in it already: its records would bring about more.
+pub(super) fn log_once(call: impl FnOnce()) {
+    struct Leave;
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            IN_LOG.set(false);
         }
-        if self.depth >= DEEPEST {
-            return Err(invalid(format!(
-                "{DEEPEST} callbacks are under way inside of each other: an on_update callback \
-                 that updates is called again by its own update, so guard against that"
-            )));
-        }
-        Ok(())
     }
-
-    /// Runs `work`, a call into C, with this thread known to be there as well.
-    pub(super) fn run<R>(&self, work: impl FnOnce() -> R) -> R {
-        struct Back(Here);
-        impl Drop for Back {
-            fn drop(&mut self) {
-                HERE.set(self.0);
-            }
-        }
-        let before = HERE.get();
-        let _back = Back(before);
-        HERE.set(*self);
-        work()
-    }
-
-    /// The log callback.
-    pub(super) fn in_log(mut self) -> Here {
-        self.place = Place::Log;
-        self
-    }
-
-    /// A callback of an update or a batch of this client.
-    pub(super) fn inside(mut self, place: Place, client: ClientId) -> Here {
-        self.place = self.place.max(place);
-        if place == Place::Update
-            && let Some(free) = self.held.iter_mut().find(|held| held.is_none())
-        {
-            *free = Some(client);
-        }
-        self.depth += 1;
-        self
+    if !IN_LOG.replace(true) {
+        let _leave = Leave;
+        call();
     }
 }
 
@@ -293,20 +257,17 @@ mod tests {
     }
 
     #[test]
-    fn place_is_put_back_after_a_panic() {
-        quietly(|| Here::current().in_log().run(|| panic!("on purpose")));
-        assert!(Here::current().place == Place::Outside);
+    fn log_callback_is_left_after_a_panic() {
+        quietly(|| log_once(|| panic!("on purpose")));
+        assert!(!in_log());
     }
 
     #[test]
-    fn update_is_refused_where_its_client_is_held_and_beyond_a_depth() {
-        let mut here = Here::OUTSIDE.inside(Place::Update, 1);
-        for _ in 1..DEEPEST {
-            assert!(here.may_update(1).is_err());
-            assert!(here.may_update(2).is_ok());
-            here = here.inside(Place::Hook, 2);
-        }
-        assert!(here.place == Place::Update);
-        assert!(here.may_update(2).is_err());
+    fn nothing_is_called_and_nothing_logged_inside_of_the_log_callback() {
+        log_once(|| {
+            assert_eq!(answer(std::ptr::null_mut(), || Ok(String::new())), 1);
+            log_once(|| panic!("called inside of itself"));
+        });
+        assert_eq!(answer(std::ptr::null_mut(), || Ok(String::new())), OK);
     }
 }

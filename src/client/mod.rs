@@ -260,8 +260,13 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn read(&self, target: &Target) -> Result<Snapshot> {
+        self.read_until(target, None)
+    }
+
+    /// As [`Client::read`], ending early when `cancel` is set.
+    pub(crate) fn read_until(&self, target: &Target, cancel: Option<&Cancel>) -> Result<Snapshot> {
         let core = self.core()?;
-        core.read(target, core.session.wire.policy, None)
+        core.read(target, core.session.wire.policy, cancel)
     }
 
     /// As [`Client::read`], in one try of a few seconds at most: others wait for it.
@@ -292,7 +297,16 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn preview(&self, update: &Update) -> Result<Snapshot> {
-        self.core()?.preview(update)
+        self.preview_until(update, None)
+    }
+
+    /// As [`Client::preview`], ending early when `cancel` is set.
+    pub(crate) fn preview_until(
+        &self,
+        update: &Update,
+        cancel: Option<&Cancel>,
+    ) -> Result<Snapshot> {
+        self.core()?.preview(update, cancel)
     }
 
     /// A bounded channel of the events from now on, of 1 to 65,536 places (`capacity` is clamped).
@@ -333,23 +347,28 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn verify_credentials(&self) -> Result<Identity> {
+        self.verify_credentials_until(None)
+    }
+
+    /// As [`Client::verify_credentials`], ending early when `cancel` is set.
+    pub(crate) fn verify_credentials_until(&self, cancel: Option<&Cancel>) -> Result<Identity> {
         let session = &self.core()?.session;
         let policy = session.wire.policy;
         let mut call = session
             .wire
-            .begin(policy, Caller::Single, "verify_credentials", None);
+            .begin(policy, Caller::Single, "verify_credentials", cancel);
         session
             .identity(&mut call)
             .map_err(|error| call.failed(error))
     }
 
     /// Waits until no update of this client is in flight on any thread and their hooks have
-    /// returned, then flushes the audit sink. For the end of a program; from inside of a hook it
-    /// could only time out.
+    /// returned, then flushes the audit sink. For the end of a program.
     ///
     /// # Errors
     ///
-    /// `Timeout` when updates are still in flight after `timeout`; `Audit` when the sink fails.
+    /// `Timeout` when updates are still in flight after `timeout`; `Audit` when the sink fails;
+    /// `InvalidInput` from inside of an update of this client, in a hook for example.
     ///
     /// ```no_run
     /// # use genesys_attributes::Client;
@@ -359,10 +378,23 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn flush(&self, timeout: Duration) -> Result<()> {
+        self.flush_until(timeout, None)
+    }
+
+    /// As [`Client::flush`], ending early when `cancel` is set.
+    pub(crate) fn flush_until(&self, timeout: Duration, cancel: Option<&Cancel>) -> Result<()> {
         const STEP: Duration = Duration::from_millis(5);
         let core = self.core()?;
+        if core.is_updating_here() {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "code that an update calls (a hook, a closure, a sink) cannot wait for that \
+                 update: flush after it",
+            ));
+        }
         let start = core.clock.now();
         while core.in_flight.load(Ordering::Acquire) > 0 {
+            Cancel::check(cancel)?;
             if core.clock.now().saturating_duration_since(start) >= timeout {
                 return Err(Error::new(
                     ErrorKind::Timeout,

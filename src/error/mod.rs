@@ -409,24 +409,23 @@ struct Record {
     retry_after_seconds: Option<u64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     missing_permissions: Vec<String>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     may_have_applied: bool,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     during_login: bool,
-    /// Where it is not what the kind usually is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Always written. Where it is not read, it is what the kind usually is.
+    #[serde(default)]
     transient: Option<bool>,
     #[serde(default)]
     violations: Vec<Violation>,
 }
 
-/// The `error` object of a batch outcome: `kind`, `message`, `violations`, and where they are
-/// known `httpStatus`, `code`, `correlationId`, `retryAfterSeconds`, `missingPermissions`,
-/// `mayHaveApplied`, `duringLogin`, and `transient` where it is not what its kind usually is.
+/// The `error` object of a batch outcome: `kind`, `message`, `mayHaveApplied`, `duringLogin`,
+/// `transient` and `violations`, and where they are known `httpStatus`, `code`, `correlationId`,
+/// `retryAfterSeconds` and `missingPermissions`.
 impl Serialize for Error {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let inner = &*self.0;
-        let unusual = inner.transient != inner.kind.usually_passes();
         Record {
             kind: inner.kind,
             message: self.to_string(),
@@ -437,7 +436,7 @@ impl Serialize for Error {
             missing_permissions: inner.missing_permissions.clone(),
             may_have_applied: inner.may_have_applied,
             during_login: inner.during_login,
-            transient: unusual.then_some(inner.transient),
+            transient: Some(inner.transient),
             violations: inner.violations.clone(),
         }
         .serialize(serializer)

@@ -1,6 +1,7 @@
 //! The frame of one update: check it, take its turn, run it, record and tell what came of it.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Update;
@@ -12,30 +13,62 @@ use crate::report::audit;
 use crate::report::receipt::{Outcome, Receipt, Snapshot, Status};
 use crate::session::retry::Caller;
 use crate::store::TargetState;
+use crate::util::sync::Cancel;
 use crate::values::attributes::Attributes;
+
+/// The number of updates that may be inside of each other: a hook that updates is called again by
+/// its own update, and the stack of a thread ends.
+const MAX_NESTED: usize = 16;
+
+thread_local! {
+    /// The clients whose updates this thread is in, outermost first.
+    static UPDATING: RefCell<Vec<*const Core>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Counts an update as in flight, also when something in it panics.
 struct InFlight<'a>(&'a AtomicUsize);
 
 impl<'a> InFlight<'a> {
-    fn enter(count: &'a AtomicUsize) -> InFlight<'a> {
-        count.fetch_add(1, Ordering::AcqRel);
-        InFlight(count)
+    fn enter(core: &'a Core) -> InFlight<'a> {
+        core.in_flight.fetch_add(1, Ordering::AcqRel);
+        UPDATING.with_borrow_mut(|clients| clients.push(core));
+        InFlight(&core.in_flight)
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
+        UPDATING.with_borrow_mut(|clients| clients.pop());
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
+/// Refuses an update inside of too many others.
+pub(crate) fn limit_nesting() -> Result<()> {
+    if UPDATING.with_borrow(Vec::len) < MAX_NESTED {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidInput,
+        format!(
+            "{MAX_NESTED} updates are under way inside of each other: an on_update hook that \
+             updates is called again by its own update, so guard against that"
+        ),
+    ))
+}
+
 impl Core {
+    /// True if this thread is inside of an update of this client.
+    pub(crate) fn is_updating_here(&self) -> bool {
+        UPDATING.with_borrow(|clients| clients.contains(&std::ptr::from_ref(self)))
+    }
+
     /// Runs an update and counts how it ended.
     pub(crate) fn execute<'a>(&'a self, job: Job<'a>) -> Result<Receipt> {
-        let _in_flight = InFlight::enter(&self.in_flight);
+        let nested = limit_nesting();
+        let _in_flight = InFlight::enter(self);
         self.counters.calls.increment();
-        let result = self.run(job);
+        let result = nested.and_then(|()| self.run(job));
         match &result {
             Ok(receipt) => {
                 match receipt.outcome {
@@ -58,19 +91,19 @@ impl Core {
     }
 
     /// Reads the target, and checks whatever an update would check before its first write.
-    pub(crate) fn preview(&self, update: &Update) -> Result<Snapshot> {
+    pub(crate) fn preview(&self, update: &Update, cancel: Option<&Cancel>) -> Result<Snapshot> {
         let target = update.target();
         let wanted = update.checked(&self.limits, self.schema.as_ref())?;
         let wire = &self.session.wire;
         let id = target.conversation_id();
-        let mut call = wire.begin(wire.policy, Caller::Single, id, None);
+        let mut call = wire.begin(wire.policy, Caller::Single, id, cancel);
         let mut summary = Summary::new(target, wanted, &update.remove);
         let job = Job {
             update,
             compute: None,
             unique: false,
             caller: Caller::Single,
-            cancel: None,
+            cancel,
         };
         summary.state = match self.read_state(target, &mut call, &[&summary.wanted]) {
             Ok(state) => state,

@@ -5,7 +5,7 @@
 //! `machine` say; `summary` is what the update did.
 
 pub(crate) mod core;
-mod execute;
+pub(crate) mod execute;
 mod machine;
 mod run;
 mod summary;

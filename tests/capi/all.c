@@ -92,8 +92,8 @@ static void on_update(void *userdata, const char *event_json) {
     if (strstr(event_json, "\"calls-back\"") != NULL) {
         EXPECT(GCA_OK, "\"applied\"",
                gca_update(seen->client, "{\"conversationId\":\"called-back\",\"attributes\":{\"n\":1}}", NULL, &r));
-        EXPECT(GCA_OK, "\"n\":1", gca_read(seen->client, "{\"conversationId\":\"calls-back\"}", &r));
-        EXPECT(GCA_INVALID_INPUT, "flush after it", gca_flush(seen->client, 60000, &r));
+        EXPECT(GCA_OK, "\"n\":1", gca_read(seen->client, "{\"conversationId\":\"calls-back\"}", NULL, &r));
+        EXPECT(GCA_INVALID_INPUT, "flush after it", gca_flush(seen->client, 60000, NULL, &r));
         /* Nor can a batch be waited for that would wait for it. */
         EXPECT(GCA_OK, "\"lines\":0", gca_batch(seen->client, NULL, flush_and_end, NULL, seen->client, NULL, &r));
     }
@@ -109,7 +109,7 @@ static void on_update(void *userdata, const char *event_json) {
 
 static const char *flush_and_end(void *userdata) {
     char *r;
-    EXPECT(GCA_INVALID_INPUT, "flush after it", gca_flush(userdata, 60000, &r));
+    EXPECT(GCA_INVALID_INPUT, "flush after it", gca_flush(userdata, 60000, NULL, &r));
     return NULL;
 }
 
@@ -230,28 +230,27 @@ static void nulls(gca_client *client) {
     REQUIRE(gca_reply_set(NULL, NULL) == GCA_INVALID_INPUT);
     REQUIRE(gca_reply_set(NULL, "{}") == GCA_INVALID_INPUT);
 
-    REQUIRE(gca_read(NULL, NULL, NULL) == GCA_INVALID_INPUT);
-    EXPECT(GCA_INVALID_INPUT, "client is NULL", gca_read(NULL, target, &r));
-    EXPECT(GCA_INVALID_INPUT, "target_json is NULL", gca_read(client, NULL, &r));
-    EXPECT(GCA_INVALID_INPUT, "\"identifier\"", gca_read(client, "{\"conversationId\":\"../c\"}", &r));
+    REQUIRE(gca_read(NULL, NULL, NULL, NULL) == GCA_INVALID_INPUT);
+    EXPECT(GCA_INVALID_INPUT, "client is NULL", gca_read(NULL, target, NULL, &r));
+    EXPECT(GCA_INVALID_INPUT, "target_json is NULL", gca_read(client, NULL, NULL, &r));
+    EXPECT(GCA_INVALID_INPUT, "\"identifier\"", gca_read(client, "{\"conversationId\":\"../c\"}", NULL, &r));
     REQUIRE(gca_validate(NULL, NULL, NULL) == GCA_INVALID_INPUT);
     EXPECT(GCA_INVALID_INPUT, "client is NULL", gca_validate(NULL, update, &r));
     EXPECT(GCA_INVALID_INPUT, "update_json is NULL", gca_validate(client, NULL, &r));
-    REQUIRE(gca_verify_credentials(NULL, NULL) == GCA_INVALID_INPUT);
-    EXPECT(GCA_INVALID_INPUT, "client is NULL", gca_verify_credentials(NULL, &r));
+    REQUIRE(gca_verify_credentials(NULL, NULL, NULL) == GCA_INVALID_INPUT);
+    EXPECT(GCA_INVALID_INPUT, "client is NULL", gca_verify_credentials(NULL, NULL, &r));
     REQUIRE(gca_metrics(NULL, NULL) == GCA_INVALID_INPUT);
     EXPECT(GCA_INVALID_INPUT, "client is NULL", gca_metrics(NULL, &r));
     REQUIRE(gca_metrics_prometheus(NULL, NULL) == GCA_INVALID_INPUT);
     EXPECT(GCA_INVALID_INPUT, "client is NULL", gca_metrics_prometheus(NULL, &r));
-    REQUIRE(gca_flush(NULL, 0, NULL) == GCA_INVALID_INPUT);
-    EXPECT(GCA_INVALID_INPUT, "client is NULL", gca_flush(NULL, 0, &r));
+    REQUIRE(gca_flush(NULL, 0, NULL, NULL) == GCA_INVALID_INPUT);
+    EXPECT(GCA_INVALID_INPUT, "client is NULL", gca_flush(NULL, 0, NULL, &r));
     REQUIRE(gca_batch(NULL, NULL, NULL, NULL, NULL, NULL, NULL) == GCA_INVALID_INPUT);
     EXPECT(GCA_INVALID_INPUT, "client is NULL", gca_batch(NULL, NULL, no_line, NULL, NULL, NULL, &r));
     EXPECT(GCA_INVALID_INPUT, "next_line is NULL", gca_batch(client, NULL, NULL, NULL, NULL, NULL, &r));
     EXPECT(GCA_INVALID_INPUT, "wokers", gca_batch(client, "{\"wokers\":1}", no_line, NULL, NULL, NULL, &r));
     EXPECT(GCA_INVALID_INPUT, "workers", gca_batch(client, "{\"workers\":-1}", no_line, NULL, NULL, NULL, &r));
     EXPECT(GCA_OK, "\"lines\":0", gca_batch(client, NULL, no_line, NULL, NULL, NULL, &r));
-    REQUIRE(gca_set_logger(NULL, NULL, 3) == GCA_INVALID_INPUT);
     REQUIRE(strcmp(gca_status_name(12345), "unknown") == 0);
     REQUIRE(strlen(gca_version()) >= 5);
 }
@@ -292,8 +291,8 @@ static int call_back(void *userdata, const char *snapshot_json, gca_reply *reply
     EXPECT(GCA_INVALID_INPUT, NULL,
            gca_update_with(client, "{\"conversationId\":\"plain\"}", compute_nothing, NULL, NULL, &r));
     EXPECT(GCA_INVALID_INPUT, NULL, gca_batch(client, NULL, no_line, NULL, NULL, NULL, &r));
-    EXPECT(GCA_INVALID_INPUT, NULL, gca_flush(client, 60000, &r));
-    EXPECT(GCA_OK, "\"version\"", gca_read(client, "{\"conversationId\":\"plain\"}", &r));
+    EXPECT(GCA_INVALID_INPUT, NULL, gca_flush(client, 60000, NULL, &r));
+    EXPECT(GCA_OK, "\"version\"", gca_read(client, "{\"conversationId\":\"plain\"}", NULL, &r));
     EXPECT(GCA_OK, "{}", gca_validate(client, "{\"conversationId\":\"c\",\"attributes\":{\"n\":1}}", &r));
     REQUIRE(gca_reply_set(reply, "{\"n\":50}") == GCA_OK);
     return 0;
@@ -305,16 +304,16 @@ static void plain(gca_client *client, struct seen *seen) {
     char *r;
     EXPECT(GCA_OK, "\"applied\"",
            gca_update(client, "{\"conversationId\":\"plain\",\"attributes\":{\"n\":1,\"text\":\"\xc3\xa4\\u0000\"}}", NULL, &r));
-    EXPECT(GCA_OK, "\"text\":\"\xc3\xa4\\u0000\"", gca_read(client, target, &r));
+    EXPECT(GCA_OK, "\"text\":\"\xc3\xa4\\u0000\"", gca_read(client, target, NULL, &r));
     REQUIRE(gca_update(client, "{\"conversationId\":\"plain\",\"attributes\":{\"n\":1}}", NULL, NULL) == GCA_OK);
     EXPECT(GCA_OK, "\"applied\"", gca_update_with(client, target, increment, NULL, NULL, &r));
-    EXPECT(GCA_OK, "\"n\":2", gca_read(client, target, &r));
+    EXPECT(GCA_OK, "\"n\":2", gca_read(client, target, NULL, &r));
     EXPECT(GCA_OK, "\"unchanged\"", gca_update_with(client, target, compute_nothing, NULL, NULL, &r));
     EXPECT(GCA_CANCELLED, "(7)", gca_update_with(client, target, give_up, NULL, NULL, &r));
     EXPECT(GCA_INVALID_INPUT, "attributes_json", gca_update_with(client, target, answer_badly, NULL, NULL, &r));
-    EXPECT(GCA_OK, "\"n\":2", gca_read(client, target, &r));
+    EXPECT(GCA_OK, "\"n\":2", gca_read(client, target, NULL, &r));
     EXPECT(GCA_OK, "\"applied\"", gca_update_with(client, target, call_back, client, NULL, &r));
-    EXPECT(GCA_OK, "\"n\":50", gca_read(client, target, &r));
+    EXPECT(GCA_OK, "\"n\":50", gca_read(client, target, NULL, &r));
     REQUIRE(counted(seen, &seen->events) == before + 4);
 
     EXPECT(GCA_OK, "\"applied\"", gca_update(client, "{\"conversationId\":\"calls-back\",\"attributes\":{\"n\":1}}", NULL, &r));
@@ -329,18 +328,18 @@ static void plain(gca_client *client, struct seen *seen) {
            gca_update(client, "{\"conversationId\":\"refused-calls-back\",\"attributes\":{\"\":1}}", NULL, &r));
     REQUIRE(counted(seen, &seen->refused) == 2);
 
-    EXPECT(GCA_INVALID_INPUT, "verify", gca_read(client, "{\"conversationId\":\"plain\",\"verify\":true}", &r));
+    EXPECT(GCA_INVALID_INPUT, "verify", gca_read(client, "{\"conversationId\":\"plain\",\"verify\":true}", NULL, &r));
     EXPECT(GCA_INVALID_INPUT, "verify",
            gca_update_with(client, "{\"conversationId\":\"plain\",\"verify\":true}", increment, NULL, NULL, &r));
 
     EXPECT(GCA_OK, "{}", gca_validate(client, "{\"conversationId\":\"c\",\"attributes\":{\"n\":1}}", &r));
     EXPECT(GCA_INVALID_INPUT, "\"rule\":\"integer\"",
            gca_validate(client, "{\"conversationId\":\"c\",\"attributes\":{\"n\":1.5}}", &r));
-    EXPECT(GCA_OK, "organizationId", gca_verify_credentials(client, &r));
+    EXPECT(GCA_OK, "organizationId", gca_verify_credentials(client, NULL, &r));
     EXPECT(GCA_OK, "\"totalAttempts\":", gca_metrics(client, &r));
     EXPECT(GCA_OK, "# TYPE genesys_attributes_calls_total counter", gca_metrics_prometheus(client, &r));
-    EXPECT(GCA_OK, "{}", gca_flush(client, 10000, &r));
-    EXPECT(GCA_NOT_FOUND, "404", gca_read(client, "{\"conversationId\":\"absent\"}", &r));
+    EXPECT(GCA_OK, "{}", gca_flush(client, 10000, NULL, &r));
+    EXPECT(GCA_NOT_FOUND, "404", gca_read(client, "{\"conversationId\":\"absent\"}", NULL, &r));
 }
 
 /* --- Many threads ---------------------------------------------------------------------------------------------------- */
@@ -383,11 +382,11 @@ static void many(gca_client *client, struct seen *seen) {
     }
     for (i = 0; i < THREADS; i++) REQUIRE(pthread_join(threads[i], NULL) == 0);
     snprintf(wanted, sizeof wanted, "\"n\":%d", THREADS * rounds);
-    EXPECT(GCA_OK, wanted, gca_read(client, "{\"conversationId\":\"busy\"}", &r));
+    EXPECT(GCA_OK, wanted, gca_read(client, "{\"conversationId\":\"busy\"}", NULL, &r));
     for (i = 0; i < THREADS; i++) {
         snprintf(wanted, sizeof wanted, "\"n\":%d", rounds);
         snprintf(target, sizeof target, "{\"conversationId\":\"faulty-%d\"}", i);
-        EXPECT(GCA_OK, wanted, gca_read(client, target, &r));
+        EXPECT(GCA_OK, wanted, gca_read(client, target, NULL, &r));
     }
     REQUIRE(counted(seen, &seen->events) == events + 2 * THREADS * rounds);
     REQUIRE(counted(seen, &seen->intents) == intents + 2 * THREADS * rounds);
@@ -452,6 +451,10 @@ static void cancels(gca_client *client, struct seen *seen) {
     EXPECT(GCA_CANCELLED, NULL,
            gca_update_with(client, "{\"conversationId\":\"plain\"}", increment, NULL, when.cancel, &r));
     EXPECT(GCA_OK, "\"stopped\":\"cancelled\"", gca_batch(client, NULL, endless, count_line, seen, when.cancel, &r));
+    EXPECT(GCA_CANCELLED, NULL, gca_read(client, "{\"conversationId\":\"plain\"}", when.cancel, &r));
+    EXPECT(GCA_CANCELLED, NULL,
+           gca_preview(client, "{\"conversationId\":\"plain\",\"attributes\":{\"n\":1}}", when.cancel, &r));
+    EXPECT(GCA_CANCELLED, NULL, gca_verify_credentials(client, when.cancel, &r));
     gca_cancel_free(when.cancel);
 
     /* A batch, too. */
@@ -507,7 +510,7 @@ static int on_outcome(void *userdata, const char *outcome_json) {
         REQUIRE(strstr(outcome_json, "\"invalidInput\"") != NULL);
         input->failed += 1;
     }
-    EXPECT(GCA_OK, NULL, gca_read(input->client, "{\"conversationId\":\"plain\"}", &r));
+    EXPECT(GCA_OK, NULL, gca_read(input->client, "{\"conversationId\":\"plain\"}", NULL, &r));
     return 0;
 }
 
@@ -524,6 +527,43 @@ static void batches(gca_client *client) {
     input.client = client;
     input.total = 40;
     EXPECT(GCA_OK, "\"stopped\":\"failures\"", gca_batch(client, "{\"stopAfter\":1}", next_line, NULL, &input, NULL, &r));
+}
+
+/* All on this thread, by a loop as the header shows it. */
+static void pushes(gca_client *client) {
+    gca_batch_run *batch = NULL;
+    char line[160], tag[32], *r;
+    int what = GCA_BATCH_NOTHING, given = 0, applied = 0, full = 0;
+    EXPECT(GCA_INVALID_INPUT, "wokers", gca_batch_start(client, "{\"wokers\":1}", &batch, &r));
+    EXPECT(GCA_OK, "{}", gca_batch_start(client, "{\"workers\":6}", &batch, &r));
+    while (what != GCA_BATCH_REPORT) {
+        if (given < 2000) {
+            snprintf(line, sizeof line, "{\"conversationId\":\"push-%d\",\"attributes\":{\"n\":%d}}", given % 7, given);
+            snprintf(tag, sizeof tag, "tag-%d", given + 1);
+            EXPECT(GCA_OK, "{}", gca_batch_push(batch, line, tag, &full, &r));
+            if (!full) given += 1;
+            if (given == 2000) EXPECT(GCA_OK, "{}", gca_batch_finish(batch, &r));
+        }
+        r = garbage;
+        if (gca_batch_next(batch, full || given == 2000 ? 60000 : 0, &what, &r) != GCA_OK) fail(__LINE__, "next", r);
+        REQUIRE(what != GCA_BATCH_NOTHING || given < 2000);
+        if (what == GCA_BATCH_OUTCOME) {
+            unsigned number = 0;
+            REQUIRE(sscanf(r, "{\"line\":%u,", &number) == 1);
+            snprintf(tag, sizeof tag, "\"tag\":\"tag-%u\"", number);
+            if (strstr(r, tag) == NULL || strstr(r, "\"applied\"") == NULL) fail(__LINE__, tag, r);
+            applied += 1;
+        }
+        if (what == GCA_BATCH_REPORT && strstr(r, "\"applied\":2000") == NULL) fail(__LINE__, "report", r);
+        gca_string_free(r);
+    }
+    REQUIRE(applied == 2000);
+    gca_batch_free(batch);
+
+    /* One that is freed before its end. */
+    EXPECT(GCA_OK, "{}", gca_batch_start(client, NULL, &batch, &r));
+    EXPECT(GCA_OK, "{}", gca_batch_push(batch, "{\"conversationId\":\"plain\",\"attributes\":{\"n\":1}}", NULL, &full, &r));
+    gca_batch_free(batch);
 }
 
 /* --- Log ------------------------------------------------------------------------------------------------------------- */
@@ -575,7 +615,9 @@ int main(int argc, char **argv) {
     seen_init(&logged);
     REQUIRE(gca_set_logger(on_log, &logged, 9) == GCA_INVALID_INPUT);
     REQUIRE(gca_set_logger(on_log, &logged, 4) == GCA_OK);
-    REQUIRE(gca_set_logger(on_log, &logged, 4) == GCA_CONFIG);
+    /* It can be removed, and set again. */
+    REQUIRE(gca_set_logger(NULL, NULL, 4) == GCA_OK);
+    REQUIRE(gca_set_logger(on_log, &logged, 4) == GCA_OK);
 
     seen_init(&seen);
     client = make(config, &seen);
@@ -584,6 +626,7 @@ int main(int argc, char **argv) {
     plain(client, &seen);
     many(client, &seen);
     batches(client);
+    pushes(client);
     gca_client_free(client);
 
     seen_init(&seen);
@@ -595,6 +638,7 @@ int main(int argc, char **argv) {
     client = make(config, NULL);
     gca_client_free(client);
     REQUIRE(counted(&logged, &logged.lines) > 0);
+    REQUIRE(gca_set_logger(NULL, NULL, 0) == GCA_OK);
     puts("all done");
     return 0;
 }

@@ -18,6 +18,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static int held, released, stopping;
 static gca_client *parent;
+static gca_batch_run *batch;
 
 static void fail(int line, const char *problem) {
     fprintf(stderr, "fork.c:%d: process %d: %s\n", line, (int)getpid(), problem ? problem : "(null)");
@@ -90,6 +91,7 @@ static const char *next_line(void *userdata) {
 
 static void child(gca_cancel *cancel) {
     char text[200];
+    int status;
     gca_client *own = NULL;
     /* Ends a child that hangs. */
     alarm(30);
@@ -97,10 +99,17 @@ static void child(gca_cancel *cancel) {
     REFUSED(gca_update(parent, text, NULL, &r));
     REFUSED(gca_update(parent, text, cancel, &r));
     REFUSED(gca_update_with(parent, "{\"conversationId\":\"c\"}", compute, NULL, NULL, &r));
-    REFUSED(gca_read(parent, "{\"conversationId\":\"c\"}", &r));
-    REFUSED(gca_verify_credentials(parent, &r));
-    REFUSED(gca_flush(parent, 100, &r));
+    REFUSED(gca_read(parent, "{\"conversationId\":\"c\"}", NULL, &r));
+    REFUSED(gca_verify_credentials(parent, NULL, &r));
+    REFUSED(gca_flush(parent, 100, NULL, &r));
     REFUSED(gca_batch(parent, NULL, next_line, NULL, NULL, NULL, &r));
+    REFUSED(gca_preview(parent, text, NULL, &r));
+    REFUSED(gca_batch_start(parent, NULL, &batch, &r));
+    REFUSED(gca_batch_push(batch, text, NULL, &status, &r));
+    REFUSED(gca_batch_next(batch, 60000, &status, &r));
+    REFUSED(gca_batch_finish(batch, &r));
+    gca_batch_cancel(batch);
+    gca_batch_free(batch);
     EXPECT(GCA_OK, NULL, gca_metrics(parent, &r));
     gca_cancel_trigger(cancel);
     gca_cancel_free(cancel);
@@ -109,7 +118,7 @@ static void child(gca_cancel *cancel) {
     EXPECT(GCA_OK, NULL, gca_client_new(config, NULL, &own, &r));
     EXPECT(GCA_OK, "\"applied\"", gca_update(own, text, NULL, &r));
     snprintf(text, sizeof text, "{\"conversationId\":\"of-process-%d-child\"}", (int)getpid());
-    EXPECT(GCA_OK, "\"n\":1", gca_read(own, text, &r));
+    EXPECT(GCA_OK, "\"n\":1", gca_read(own, text, NULL, &r));
     gca_client_free(own);
     _exit(0);
 }
@@ -128,6 +137,7 @@ int main(int argc, char **argv) {
              *argv[2] ? ",\"rootCertificatesFile\":\"" : "", argv[2], *argv[2] ? "\"" : "");
     EXPECT(GCA_OK, NULL, gca_client_new(config, &callbacks, &parent, &r));
     EXPECT(GCA_OK, NULL, gca_update(parent, own_update(text, sizeof text, "main"), NULL, &r));
+    EXPECT(GCA_OK, NULL, gca_batch_start(parent, NULL, &batch, &r));
 
     REQUIRE(pthread_create(&threads[THREADS], NULL, hold, NULL) == 0);
     pthread_mutex_lock(&lock);
@@ -149,7 +159,8 @@ int main(int argc, char **argv) {
     pthread_mutex_unlock(&lock);
     for (i = 0; i <= THREADS; i++) REQUIRE(pthread_join(threads[i], NULL) == 0);
     EXPECT(GCA_OK, NULL, gca_update(parent, own_update(text, sizeof text, "main"), NULL, &r));
-    EXPECT(GCA_OK, NULL, gca_flush(parent, 1000, &r));
+    EXPECT(GCA_OK, NULL, gca_flush(parent, 1000, NULL, &r));
+    gca_batch_free(batch);
     gca_cancel_free(cancel);
     gca_client_free(parent);
     puts("all done");

@@ -52,7 +52,7 @@ fn built() -> &'static Path {
         succeed(
             Command::new(cargo)
                 .current_dir(ROOT)
-                .args(["rustc", "--quiet", "--lib", "--features", "capi"])
+                .args(["rustc", "--quiet", "--lib", "--features", "capi,testing"])
                 .args(["--crate-type", "cdylib,staticlib", "--target-dir"])
                 .arg(&target),
         );
@@ -139,6 +139,7 @@ fn capi_header_status_codes_are_those_of_the_error_kinds() {
         .lines()
         .filter_map(|line| line.trim().strip_prefix("GCA_"))
         .filter_map(|line| line.split_once(" = "))
+        .filter(|(name, _)| !name.starts_with("BATCH_"))
         .map(|(name, rest)| {
             let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap();
             (name.to_owned(), rest[..end].parse().unwrap())
@@ -384,6 +385,17 @@ fn capi_forked_child_cannot_use_its_parents_client_and_frees_it() {
         assert_eq!(String::from_utf8_lossy(&output.stdout), "all done\n");
     }
     assert_eq!(server.panics(), 0);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn capi_library_may_be_unloaded_while_threads_that_called_it_live() {
+    let Some(cc) = compiler() else {
+        return;
+    };
+    let program = compiled_from("tests/capi/unload.c", &cc, "unload", &["-ldl"]).unwrap();
+    let output = succeed(Command::new(program).arg(shared_library()));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "all done\n");
 }
 
 #[test]
