@@ -135,7 +135,7 @@ pub(super) unsafe extern "C" fn gca_client_new(
     client: *mut *mut Handle,
     result: *mut *mut c_char,
 ) -> c_int {
-    answer(result, || {
+    let make = || {
         let calling = Arc::default();
         // SAFETY: the header asks for a gca_callbacks with its size, or NULL.
         let mut hooks = unsafe { Hooks::read(callbacks, &calling) }?;
@@ -149,8 +149,11 @@ pub(super) unsafe extern "C" fn gca_client_new(
         let sink = hooks.on_audit.take().map(|hook| Arc::new(hook) as _);
         let builder = settings.builder_with_sink(sink)?;
         let made = Handle::of_hooks(builder, hooks, calling)?;
+        Ok(Box::into_raw(Box::new(made)))
+    };
+    answer(result, || {
         // SAFETY: the header asks for a place that can be written, or NULL.
-        unsafe { out("client", client, || Ok(Box::into_raw(Box::new(made)))) }?;
+        unsafe { out("client", client, make) }?;
         Ok(nothing())
     })
 }

@@ -812,6 +812,9 @@ fn error_json_form() {
             "message": error.to_string(),
             "httpStatus": 412,
             "code": "precondition.failed",
+            "mayHaveApplied": false,
+            "duringLogin": false,
+            "transient": true,
             "violations": [],
         })
     );
@@ -856,7 +859,7 @@ fn error_json_form() {
     let error = Update::conversation("c-1").validate().unwrap_err();
     let value = serde_json::to_value(&error).unwrap();
     let fields: Vec<&String> = value.as_object().unwrap().keys().collect();
-    let always = "kind message mayHaveApplied duringLogin transient violations";
+    let always = "duringLogin kind mayHaveApplied message transient violations";
     assert_eq!(fields, always.split(' ').collect::<Vec<_>>());
 }
 
