@@ -12,6 +12,7 @@ use std::sync::{Mutex, OnceLock};
 
 use genesys_attributes::ErrorKind;
 
+use crate::fake::full;
 use crate::server::{Resp, Server};
 use crate::store::Store;
 use crate::wire_faults::tls::{Authority, TlsFront};
@@ -357,7 +358,7 @@ fn capi_program_passes_with_the_shared_library() {
     let more = with_shared();
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
     let program = compiled(&cc, "all-shared", &more).unwrap();
-    run_all(&mut Command::new(program), 20);
+    run_all(&mut Command::new(program), if full() { 20 } else { 3 });
 }
 
 /// The stand-in by https, each connection with one of its own behind it, and its authority's file.
@@ -437,7 +438,7 @@ fn capi_program_passes_with_the_static_library() {
 
 #[test]
 fn capi_program_passes_under_address_sanitizer() {
-    let Some(cc) = compiler() else {
+    let Some(cc) = compiler().filter(|_| full()) else {
         return;
     };
     let mut more = with_shared();
@@ -454,7 +455,7 @@ fn capi_program_passes_under_address_sanitizer() {
 
 #[test]
 fn capi_program_passes_under_valgrind_without_a_leak() {
-    let Some(cc) = compiler() else {
+    let Some(cc) = compiler().filter(|_| full()) else {
         return;
     };
     if !works("valgrind", &["--version"]) {

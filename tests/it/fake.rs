@@ -20,6 +20,11 @@ pub const CLIENT_SECRET: &str = "client-5ecret";
 /// How long a test waits for another thread before it fails. Nothing waits that long when the library is right.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// True for the long run: `GENESYS_ATTRIBUTES_TEST=full` turns counts up, and adds what only repeats or needs tools.
+pub fn full() -> bool {
+    std::env::var("GENESYS_ATTRIBUTES_TEST").is_ok_and(|value| value == "full")
+}
+
 pub fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
