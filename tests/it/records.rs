@@ -602,6 +602,7 @@ fn update() -> impl Strategy<Value = Update> {
 fn config() -> ProptestConfig {
     ProptestConfig {
         failure_persistence: None,
+        cases: if crate::fake::full() { 1_000 } else { 64 },
         ..ProptestConfig::default()
     }
 }

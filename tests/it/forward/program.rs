@@ -306,7 +306,11 @@ fn program_stopped_without_follow_says_so() {
 #[cfg(unix)]
 fn program_kills_of_writer_and_forwarder_lose_nothing() {
     const CONVERSATIONS: u64 = 6;
-    let (lines, kills) = if crate::fake::full() { (300, 10) } else { (90, 3) };
+    let (lines, kills) = if crate::fake::full() {
+        (300, 10)
+    } else {
+        (90, 3)
+    };
     let (folder, store) = (Folder::new("p-kills"), Store::default());
     let (limit, gate): (Arc<AtomicUsize>, Arc<Mutex<Gate>>) = Default::default();
     limit.store(usize::MAX, Ordering::SeqCst);
