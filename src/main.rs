@@ -20,12 +20,10 @@ use cli::{Failure, screen};
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let mut as_json = args::wants_json(&words);
-    screen::configure(as_json, false);
+    screen::configure(args::wants_json(&words), false);
     let exit = match args::parse(words) {
         Ok(Parsed::Text(text)) => cli::print(&text),
         Ok(Parsed::Run(options)) => {
-            as_json = options.json;
             screen::configure(options.json, options.quiet);
             log_to_screen(options.verbose, options.quiet);
             cli::run(&options)
@@ -35,7 +33,7 @@ fn main() -> ExitCode {
     match exit {
         Ok(exit) => exit.code(),
         Err(failure) => {
-            failure.report(as_json);
+            failure.report();
             failure.exit.code()
         }
     }
@@ -49,8 +47,20 @@ fn log_to_screen(verbose: bool, quiet: bool) {
         (false, true) => "error",
         (false, false) => "warn",
     };
-    let env = env_logger::Env::default().default_filter_or(default);
-    env_logger::Builder::from_env(env)
+    let asked = std::env::var("RUST_LOG").unwrap_or_default();
+    let filters = match asked.split(',').all(is_filter) {
+        true if !asked.trim().is_empty() => asked.as_str(),
+        true => default,
+        false => {
+            screen::warn(
+                "RUST_LOG is ignored: it must be a level such as debug, or TARGET=LEVEL, with \
+                 commas between",
+            );
+            default
+        }
+    };
+    env_logger::Builder::new()
+        .parse_filters(filters)
         .format(|_, record| {
             // Written there, so that it keeps clear of the progress.
             if !record.target().starts_with("ureq") {
@@ -59,4 +69,14 @@ fn log_to_screen(verbose: bool, quiet: bool) {
             Ok(())
         })
         .init();
+}
+
+/// True for a part of RUST_LOG that the logger takes without a word of its own on standard error.
+fn is_filter(text: &str) -> bool {
+    let level = match text.split_once('=') {
+        Some((_, level)) => level,
+        None if text.contains('/') => return false,
+        None => return true,
+    };
+    level.trim().is_empty() || level.trim().parse::<log::LevelFilter>().is_ok()
 }

@@ -18,7 +18,8 @@ use serde::Serialize;
 use super::client::Config;
 use super::digest::Digest;
 use super::ending::End;
-use super::files::{is_standard_input, replace_private, replaceable};
+use super::files::{replace_private, replaceable};
+use super::kinds::{self, Kind};
 use super::options::{Batch, Options, Shard};
 use super::past::Past;
 use super::progress::{Counts, Pace};
@@ -34,14 +35,8 @@ use super::{Exit, Failure, Run, closed};
 
 /// What the client is made from, once no file has two purposes.
 pub(crate) fn config<'a>(options: &'a Options, batch: &Batch) -> Result<Config<'a>, Failure> {
-    let client = &options.client;
-    let settings = client
-        .source
-        .credentials
-        .as_deref()
-        .or(client.source.settings.as_deref());
     let (input, from_stdin) = (batch.input.file.as_deref(), batch.input.file.is_none());
-    if from_stdin && settings.is_some_and(is_standard_input) {
+    if from_stdin && options.client.source.reads_stdin() {
         return Err(Failure::usage(
             "standard input can be the input or the settings, not both",
         ));
@@ -54,7 +49,11 @@ pub(crate) fn config<'a>(options: &'a Options, batch: &Batch) -> Result<Config<'
         .and_then(|files| files.written("--failed", batch.failed.as_deref()))
         .and_then(|files| files.written("--metrics", batch.metrics.as_deref()))
         .and_then(|files| files.streams(from_stdin))
+        .and_then(|_| kinds::check("--results", batch.results.as_deref(), Kind::Results))
+        .and_then(|()| kinds::check("--failed", batch.failed.as_deref(), Kind::Input))
+        .and_then(|()| kinds::check("--metrics", batch.metrics.as_deref(), Kind::Metrics))
         .map_err(Failure::usage)?;
+    config.check_audit()?;
     Ok(config)
 }
 
@@ -117,7 +116,7 @@ fn engine(client: &Client, batch: &Batch, counts: &Arc<Counts>) -> Engine {
 pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
     let config = config(options, batch)?;
     let mut opened = Opened::of(&batch.input).map_err(Failure::usage)?;
-    let rate = config.rate();
+    let (rate, strict) = (config.rate(), config.is_strict());
     let client = config.client(batch.workers)?;
     let (mut results, past) = earlier(&mut opened, batch, true).map_err(Failure::usage)?;
     if let Some(path) = &batch.failed {
@@ -168,7 +167,7 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
         bad: HashSet::new(),
         good: HashSet::new(),
         keep_bad: batch.failed.is_some(),
-        strict: options.client.guards.audit_strict,
+        strict,
         retry_after: None,
         unwritable: None,
     };
@@ -199,6 +198,7 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
         report: &report,
         failures: &failures,
         lost,
+        strict,
         retry_after,
         signal: signals.caught(),
     };
@@ -292,8 +292,8 @@ impl Outcomes<'_> {
         let failure = match written {
             Err(failure) => failure,
             Ok(()) if self.strict && audit => Failure::usage(
-                "the audit file cannot be written, and with --audit-strict nothing is sent without \
-                 its record: make room and resume",
+                "the audit file cannot be written, and a strict audit sends nothing without its \
+                 record: make room and resume",
             ),
             Ok(()) => return ControlFlow::Continue(()),
         };

@@ -1,31 +1,18 @@
-//! The client that the settings and options make.
+//! The client that the settings and the options make.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use genesys_attributes::audit::AuditFile;
-use genesys_attributes::audit::AuditMode;
 use genesys_attributes::validate::Schema;
-use genesys_attributes::{Client, ClientBuilder, EndedPolicy, Error, RateLimit, Settings};
+use genesys_attributes::{Client, ClientBuilder, Error, Settings};
+use serde_json::{Map, Value, json};
 
-use serde_json::Value;
-
-use super::files::Files;
+use super::files::{Files, is_standard_input};
+use super::kinds::Kind;
 use super::options::{ClientOptions, Options};
-use super::{Failure, screen};
-
-/// What the client is made from: read, and nothing of it opened yet.
-pub(crate) struct Config<'a> {
-    options: &'a ClientOptions,
-    source: Source<'a>,
-    /// What a settings file says that the program needs to know.
-    audit: Option<PathBuf>,
-    root_certificates: Option<PathBuf>,
-    rate: Option<u32>,
-    has_idle_connections: bool,
-}
+use super::{Failure, kinds, profile, screen};
 
 /// The variables that settings may be given by.
 const VARIABLES: &[&str] = &[
@@ -33,174 +20,271 @@ const VARIABLES: &[&str] = &[
     "GENESYS_CLOUD_CLIENT_ID",
     "GENESYS_CLOUD_CLIENT_SECRET",
     "GENESYS_CLOUD_BASE_URL",
+    "GENESYS_CLOUD_LOGIN_URL",
     "GENESYSCLOUD_REGION",
     "GENESYSCLOUD_OAUTHCLIENT_ID",
     "GENESYSCLOUD_OAUTHCLIENT_SECRET",
     "GENESYSCLOUD_ACCESS_TOKEN",
 ];
 
-enum Source<'a> {
-    Environment,
-    /// Not read before its file is known to have no other purpose.
-    Credentials(&'a Path),
-    Settings(Box<Settings>),
+/// The fields of the settings that say who logs in, and where.
+const IDENTITY: [&str; 5] = [
+    "region",
+    "clientId",
+    "clientSecret",
+    "accessToken",
+    "baseUrl",
+];
+
+/// What the client is made from: read, and nothing of it opened yet.
+pub(crate) struct Config<'a> {
+    options: &'a ClientOptions,
+    /// The settings as JSON, with the options laid over them.
+    settings: Map<String, Value>,
+    /// What takes the place of the environment.
+    variables: Option<HashMap<String, String>>,
+    /// The files of the settings and credentials, for errors.
+    from: Vec<String>,
 }
 
 impl<'a> Config<'a> {
     pub(crate) fn read(options: &'a Options) -> Result<Config<'a>, Failure> {
         let options = &options.client;
+        let source = &options.source;
+        let is_stdin = |path: &Option<PathBuf>| path.as_deref().is_some_and(is_standard_input);
+        if is_stdin(&source.credentials) && is_stdin(&source.named.settings) {
+            return Err(Failure::usage(
+                "standard input can be the credentials or the settings, not both",
+            ));
+        }
         let mut config = Config {
             options,
-            source: Source::Environment,
-            audit: None,
-            root_certificates: None,
-            rate: None,
-            has_idle_connections: false,
+            settings: Map::new(),
+            variables: None,
+            from: Vec::new(),
         };
-        if let Some(path) = &options.source.credentials {
-            config.source = Source::Credentials(path);
-        } else if let Some(path) = &options.source.settings {
-            let text = text_of(path, "the settings file")?;
-            warn_of_readers(path, "settings");
-            let settings =
-                Settings::from_json(&text).map_err(|error| of_file(error, &shown(path)))?;
-            config.source = Source::Settings(Box::new(settings));
-            // It is JSON: the settings were read from it.
-            let fields: Value = serde_json::from_str(&text).unwrap_or_default();
-            let file = |at: &str| {
-                fields
-                    .pointer(at)
-                    .and_then(Value::as_str)
-                    .map(PathBuf::from)
-            };
-            config.audit = file("/audit/file");
-            config.root_certificates = file("/rootCertificatesFile");
-            let rate = fields.get("ratePerMinute").and_then(Value::as_u64);
-            config.rate = rate.and_then(|rate| u32::try_from(rate).ok());
-            config.has_idle_connections = !fields["maxIdleConnections"].is_null();
+        if let Some(path) = &source.named.settings {
+            let text = secret_text(path, "settings")?;
+            config.from.push(shown(path));
+            // The library's error names the field that is wrong.
+            let checked = Settings::from_json(&text);
+            checked.map_err(|error| config.failed(error)).map(drop)?;
+            config.settings = serde_json::from_str(&text).unwrap_or_default();
         }
+        let identity = |name: &&&str| config.settings.contains_key(**name);
+        let given = IDENTITY.iter().find(identity).copied();
+        for option in [
+            source.credentials.as_ref().map(|_| "--credentials"),
+            source.profile.as_ref().map(|_| "--profile"),
+        ] {
+            if let (Some(name), Some(option)) = (given, option) {
+                return Err(Failure::usage(format!(
+                    "{option} and the field {name} of the settings both say who logs in: leave one \
+                     of them out"
+                )));
+            }
+        }
+        if let Some(path) = &source.credentials {
+            let text = secret_text(path, "credentials")?;
+            config.from.push(shown(path));
+            let (variables, warnings) =
+                variables_of(&text, &shown(path)).map_err(Failure::usage)?;
+            for warning in warnings {
+                screen::warn(&warning);
+            }
+            config.variables = Some(variables);
+        }
+        if let Some(name) = &source.profile {
+            let (path, fields) = profile::read(name)?;
+            config.from.push(shown(&path));
+            config.settings.extend(fields);
+        }
+        config.lay_over()?;
         Ok(config)
     }
 
-    /// The files that a client reads and writes, for whoever has others.
+    /// Lays the options over the settings.
+    fn lay_over(&mut self) -> Result<(), Failure> {
+        let ClientOptions { source, guards, .. } = self.options;
+        if let Some(rate) = source.rate {
+            self.settings.insert("ratePerMinute".into(), rate.into());
+        }
+        if let Some(seconds) = source.timeout {
+            self.set("retry", "deadlineSeconds", seconds);
+        }
+        if guards.refuse_ended {
+            self.settings
+                .insert("endedConversations".into(), "refuse".into());
+        }
+        if let Some(path) = &guards.audit {
+            if self.audit().is_some() {
+                return Err(Failure::usage(
+                    "--audit and audit.file of the settings both name an audit file: leave one of \
+                     them out",
+                ));
+            }
+            let path = path.to_str().ok_or_else(|| {
+                Failure::usage("the file name of --audit is not UTF-8: choose another")
+            })?;
+            self.set("audit", "file", path);
+        }
+        for (option, field, asked) in [
+            ("--audit-strict", "strict", guards.audit_strict),
+            ("--audit-values", "values", guards.audit_values),
+        ] {
+            if asked && self.audit().is_none() {
+                return Err(Failure::usage(format!(
+                    "{option} needs --audit FILE, or audit.file in the settings"
+                )));
+            }
+            if asked {
+                self.set("audit", field, true);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets a field of an object inside of the settings.
+    fn set(&mut self, object: &str, field: &str, value: impl Into<Value>) {
+        self.settings.entry(object).or_insert(Value::Null)[field] = value.into();
+    }
+
+    fn field(&self, at: &str) -> Option<&Value> {
+        let mut names = at.split('.');
+        let first = self.settings.get(names.next()?);
+        names.fold(first, |value, name| value?.get(name))
+    }
+
+    /// The audit file of a client that writes.
+    fn audit(&self) -> Option<PathBuf> {
+        self.field("audit.file")?.as_str().map(PathBuf::from)
+    }
+
+    /// True if nothing may be written whose audit record cannot be.
+    pub(crate) fn is_strict(&self) -> bool {
+        self.field("audit.strict") == Some(&Value::Bool(true))
+    }
+
+    /// The files that a client reads and writes; none may have a second purpose.
     pub(crate) fn files(&self) -> Result<Files, Failure> {
-        let options = self.options;
-        let settings = options
-            .source
-            .credentials
-            .as_deref()
-            .or(options.source.settings.as_deref());
+        let ClientOptions { source, checks, .. } = self.options;
+        let roots = self.field("rootCertificatesFile").and_then(Value::as_str);
         Files::default()
-            .read("the settings file", settings)
-            .and_then(|files| files.read("--schema-file", options.checks.schema_file.as_deref()))
-            .and_then(|files| files.read("rootCertificatesFile", self.root_certificates.as_deref()))
-            .and_then(|files| files.written("--audit", options.guards.audit.as_deref()))
-            .and_then(|files| files.written("the audit file", self.audit.as_deref()))
+            .read("the credentials file", source.credentials.as_deref())
+            .and_then(|files| files.read("the settings file", source.named.settings.as_deref()))
+            .and_then(|files| files.read("--schema-file", checks.schema_file.as_deref()))
+            .and_then(|files| files.read("rootCertificatesFile", roots.map(Path::new)))
+            .and_then(|files| files.written("the audit file", self.audit().as_deref()))
             .map_err(Failure::usage)
     }
 
-    /// Requests a minute, where they are limited.
+    /// Refuses an audit file that is there already and is none.
+    pub(crate) fn check_audit(&self) -> Result<(), Failure> {
+        let audit = self.audit();
+        kinds::check("the audit", audit.as_deref(), Kind::Audit).map_err(Failure::usage)
+    }
+
+    /// Requests a minute, if they are limited.
     pub(crate) fn rate(&self) -> Option<u32> {
-        let asked = self.options.source.rate.or(self.rate);
-        Some(asked.unwrap_or(300)).filter(|rate| *rate > 0)
+        let rate = self.field("ratePerMinute").and_then(Value::as_u64);
+        let rate = u32::try_from(rate.unwrap_or(300)).ok();
+        rate.filter(|rate| *rate > 0)
     }
 
     /// A client that writes.
     pub(crate) fn client(self, workers: usize) -> Result<Client, Failure> {
-        let audit = self.options.guards.audit.as_deref();
-        let (audit_values, audit_strict) = (
-            self.options.guards.audit_values,
-            self.options.guards.audit_strict,
-        );
-        let mut builder = self.builder(workers)?;
-        if let Some(path) = audit {
-            let file = AuditFile::open(path).map_err(|e| {
-                Failure::usage(format!(
-                    "the audit file {} cannot be opened: {e}",
-                    path.display()
-                ))
-            })?;
-            builder = builder.audit(file);
-            // Each is only asked for: a settings file may ask for it as well.
-            if audit_values {
-                builder = builder.audit_values(true);
-            }
-            if audit_strict {
-                builder = builder.audit_mode(AuditMode::Strict);
-            }
+        self.built(workers)
+    }
+
+    /// A client that only reads: it opens no audit file.
+    pub(crate) fn reader(mut self) -> Result<Client, Failure> {
+        self.settings.remove("audit");
+        self.built(1)
+    }
+
+    /// A client that only checks updates: it needs no credentials and opens nothing.
+    pub(crate) fn checker(&self) -> Result<Client, Failure> {
+        let mut settings = self.settings.clone();
+        for name in ["audit", "loginUrl", "rootCertificatesFile"]
+            .iter()
+            .chain(&IDENTITY)
+        {
+            settings.remove(*name);
         }
-        Ok(builder.build()?)
+        for (name, value) in [
+            ("clientId", json!("none")),
+            ("clientSecret", json!("none")),
+            ("baseUrl", json!("http://127.0.0.1:1")),
+            ("proxy", json!(false)),
+        ] {
+            settings.insert(name.into(), value);
+        }
+        Config {
+            options: self.options,
+            settings,
+            variables: None,
+            from: self.from.clone(),
+        }
+        .built(1)
     }
 
-    /// A client that only reads: it needs no audit file, and makes none.
-    pub(crate) fn reader(self) -> Result<Client, Failure> {
-        Ok(self.builder(1)?.build()?)
+    fn built(mut self, workers: usize) -> Result<Client, Failure> {
+        let idle = self
+            .settings
+            .entry("maxIdleConnections")
+            .or_insert(Value::Null);
+        if idle.is_null() {
+            *idle = workers.max(4).into();
+        }
+        let schema = self.schema()?;
+        let text = Value::Object(std::mem::take(&mut self.settings)).to_string();
+        let variables = self.variables.take();
+        let built = Settings::from_json(&text)
+            .and_then(|settings| match &variables {
+                Some(all) => settings.builder_from_variables(|name| Ok(all.get(name).cloned())),
+                None => settings.builder(),
+            })
+            .map(|builder| match schema {
+                Some(schema) => builder.schema(schema),
+                None => builder,
+            })
+            .and_then(ClientBuilder::build);
+        built.map_err(|error| self.failed(error))
     }
 
-    fn builder(self, workers: usize) -> Result<ClientBuilder, Failure> {
-        let options = self.options;
-        let mut builder = match self.source {
-            Source::Environment => ClientBuilder::from_env()?,
-            Source::Credentials(path) => from_credentials(path)?,
-            Source::Settings(settings) => {
-                let path = options.source.settings.as_deref().unwrap_or(Path::new("-"));
-                settings
-                    .builder()
-                    .map_err(|error| of_file(error, &shown(path)))?
-            }
+    /// The caller's own schema, if the options name its file.
+    fn schema(&self) -> Result<Option<Schema>, Failure> {
+        let Some(path) = &self.options.checks.schema_file else {
+            return Ok(None);
         };
-        if let Some(per_minute) = options.source.rate {
-            builder = builder.rate_limit(match per_minute {
-                0 => RateLimit::unlimited(),
-                n => RateLimit::per_minute(n),
-            });
+        let text = text_of(path, "schema")?;
+        let schema = Schema::from_json(&text).map_err(|error| {
+            Failure::usage(format!(
+                "{error} (the schema is that of {})",
+                path.display()
+            ))
+        })?;
+        Ok(Some(schema))
+    }
+
+    /// Names the files that the settings come from.
+    fn failed(&self, error: Error) -> Failure {
+        let mut failure = Failure::from(error);
+        if !self.from.is_empty() {
+            failure.message += &format!(" (the settings are from {})", self.from.join(" and "));
         }
-        if options.guards.refuse_ended {
-            builder = builder.ended_conversations(EndedPolicy::Refuse);
-        }
-        if let Some(schema) = schema(options)? {
-            builder = builder.schema(schema);
-        }
-        if !self.has_idle_connections {
-            builder = builder.max_idle_connections(workers.max(4));
-        }
-        Ok(builder)
+        failure
     }
 }
 
-/// A client that writes, where no other files have to be told apart.
-pub(crate) fn client(options: &Options, workers: usize) -> Result<Client, Failure> {
-    Config::read(options)?.client(workers)
+/// The text of a file that may hold secrets. Warns if other users can read it.
+pub(crate) fn secret_text(path: &Path, what: &str) -> Result<String, Failure> {
+    let text = text_of(path, what)?;
+    warn_of_readers(path, what);
+    Ok(text)
 }
 
-/// The caller's own schema, where the options name its file.
-pub(crate) fn schema(options: &ClientOptions) -> Result<Option<Schema>, Failure> {
-    let Some(path) = &options.checks.schema_file else {
-        return Ok(None);
-    };
-    let text = fs::read_to_string(path).map_err(|e| {
-        Failure::usage(format!(
-            "the schema file {} cannot be read: {e}",
-            path.display()
-        ))
-    })?;
-    let text = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
-    let schema = Schema::from_json(text).map_err(|error| {
-        Failure::usage(format!(
-            "{error} (the schema is that of {})",
-            path.display()
-        ))
-    })?;
-    Ok(Some(schema))
-}
-
-/// Names the file that the settings come from.
-fn of_file(error: Error, shown: &str) -> Failure {
-    let mut failure = Failure::from(error);
-    failure.message += &format!(" (the settings are from {shown})");
-    failure
-}
-
+/// The text of a file, or of standard input for `-`.
 fn text_of(path: &Path, what: &str) -> Result<String, Failure> {
     let mut bytes = Vec::new();
     let read = match path.as_os_str() == "-" {
@@ -208,9 +292,9 @@ fn text_of(path: &Path, what: &str) -> Result<String, Failure> {
         false => File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)),
     };
     let shown = shown(path);
-    read.map_err(|e| Failure::usage(format!("{what} {shown} cannot be read: {e}")))?;
+    read.map_err(|e| Failure::usage(format!("the {what} file {shown} cannot be read: {e}")))?;
     let text = String::from_utf8(bytes)
-        .map_err(|_| Failure::usage(format!("{what} {shown} is not UTF-8")))?;
+        .map_err(|_| Failure::usage(format!("the {what} file {shown} is not UTF-8")))?;
     Ok(match text.strip_prefix('\u{FEFF}') {
         Some(rest) => rest.to_owned(),
         None => text,
@@ -224,20 +308,8 @@ fn shown(path: &Path) -> String {
     }
 }
 
-fn from_credentials(path: &Path) -> Result<ClientBuilder, Failure> {
-    let shown = shown(path);
-    let text = text_of(path, "the credentials file")?;
-    warn_of_readers(path, "credentials");
-    let (settings, warnings) = settings(&text, &shown).map_err(Failure::usage)?;
-    for warning in warnings {
-        screen::warn(&warning);
-    }
-    ClientBuilder::from_variables(|name| Ok(settings.get(name).cloned()))
-        .map_err(|error| of_file(error, &shown))
-}
-
 #[cfg(unix)]
-fn warn_of_readers(path: &Path, what: &str) {
+pub(crate) fn warn_of_readers(path: &Path, what: &str) {
     use std::os::unix::fs::PermissionsExt;
     let readable = std::fs::metadata(path)
         .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o044 != 0);
@@ -250,16 +322,13 @@ fn warn_of_readers(path: &Path, what: &str) {
 }
 
 #[cfg(not(unix))]
-fn warn_of_readers(_: &Path, _: &str) {}
+pub(crate) fn warn_of_readers(_: &Path, _: &str) {}
 
 /// `NAME=VALUE` lines, as a shell would read them: `export`, quotes and comments are understood.
 /// A line may hold a secret, so no more of it is told than its number and a name that looks like
 /// one of a variable.
-pub(super) fn settings(
-    text: &str,
-    shown: &str,
-) -> Result<(HashMap<String, String>, Vec<String>), String> {
-    let (mut settings, mut warnings) = (HashMap::new(), Vec::new());
+fn variables_of(text: &str, shown: &str) -> Result<(HashMap<String, String>, Vec<String>), String> {
+    let (mut variables, mut warnings) = (HashMap::new(), Vec::new());
     for (index, line) in text.lines().enumerate() {
         let at = format!("line {} of {shown}", index + 1);
         let line = line.trim();
@@ -295,9 +364,9 @@ pub(super) fn settings(
             continue;
         }
         let value = value_of(value.trim()).map_err(|problem| format!("{at} {problem}"))?;
-        settings.insert(name.to_owned(), value);
+        variables.insert(name.to_owned(), value);
     }
-    Ok((settings, warnings))
+    Ok((variables, warnings))
 }
 
 /// A value without its quotes and the comment behind it.
@@ -334,7 +403,7 @@ mod tests {
         let text = "# all\r\nexport GENESYS_CLOUD_REGION=\"eu-west-1\" # where\n\n\
                     GENESYS_CLOUD_CLIENT_ID = 'id # 1'\nGENESYS_CLOUD_CLIENT_SECRET=a=b# # end\n\
                     OTHER_NAME=1\nc2VjcmV0=\n";
-        let (found, warnings) = settings(text, "F").unwrap();
+        let (found, warnings) = variables_of(text, "F").unwrap();
         assert_eq!(found["GENESYS_CLOUD_REGION"], "eu-west-1");
         assert_eq!(found["GENESYS_CLOUD_CLIENT_ID"], "id # 1");
         assert_eq!(found["GENESYS_CLOUD_CLIENT_SECRET"], "a=b#");
@@ -359,7 +428,7 @@ mod tests {
             ("GENESYS_CLOUD_REGION='a' hunter2\n", "goes on after"),
             ("GENESYS_CLOUD_REGION=a hunter2\n", "in quotes"),
         ] {
-            let error = settings(text, "F").unwrap_err();
+            let error = variables_of(text, "F").unwrap_err();
             assert!(
                 error.contains(problem) && error.contains(" of F"),
                 "{error}"

@@ -3,12 +3,11 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use genesys_attributes::validate::Schema;
 use genesys_attributes::{Client, Error, ErrorKind, Identity, Receipt, Target, TargetKind, Update};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::client::{Config, schema};
+use super::client::Config;
 use super::diff::diff;
 use super::files::Files;
 use super::options::{Change, Get, Input, Options};
@@ -24,12 +23,7 @@ const MAX_VALUE: u64 = 1 << 20;
 /// What the client is made from, once no file has two purposes. `values`: what else is read.
 fn config<'a>(options: &'a Options, values: &[Assignment]) -> Result<Config<'a>, Failure> {
     let client = &options.client;
-    let settings = client
-        .source
-        .credentials
-        .as_deref()
-        .or(client.source.settings.as_deref());
-    let from_stdin = settings.is_some_and(|path| path.as_os_str() == "-");
+    let from_stdin = client.source.reads_stdin();
     if from_stdin
         && values
             .iter()
@@ -49,6 +43,7 @@ fn config<'a>(options: &'a Options, values: &[Assignment]) -> Result<Config<'a>,
         }
     }
     files.streams(from_stdin).map_err(Failure::usage)?;
+    config.check_audit()?;
     Ok(config)
 }
 
@@ -61,7 +56,7 @@ pub(crate) fn update(options: &Options, change: &Change) -> Run {
         update = update.set(assignment.key.as_str(), value);
     }
     // What is wrong with the update is told without any settings.
-    checked(&update, schema(&options.client)?.as_ref())?;
+    config.checker()?.validate(&update)?;
     if change.dry_run {
         return show_diff(options, &config.reader()?, &update);
     }
@@ -89,14 +84,6 @@ pub(crate) fn update(options: &Options, change: &Change) -> Run {
         return Ok(Exit::AuditLost);
     }
     Ok(Exit::Done)
-}
-
-/// Checks an update against the platform's limits and the caller's own schema.
-fn checked(update: &Update, schema: Option<&Schema>) -> Result<(), Error> {
-    match schema {
-        Some(schema) => schema.validate(update),
-        None => update.validate(),
-    }
 }
 
 fn value_of(assignment: &Assignment) -> Result<Value, String> {
@@ -264,6 +251,11 @@ pub(crate) fn check(options: &Options) -> Run {
 }
 
 pub(crate) fn validate(options: &Options, input: &Input) -> Run {
+    if input.file.is_none() && options.client.source.reads_stdin() {
+        return Err(Failure::usage(
+            "standard input can be the input or the settings, not both",
+        ));
+    }
     Files::default()
         .read("the input", input.file.as_deref())
         .and_then(|files| {
@@ -276,18 +268,16 @@ pub(crate) fn validate(options: &Options, input: &Input) -> Run {
         .map_err(Failure::usage)?;
     let opened = Opened::of(input).map_err(Failure::usage)?;
     let lines = opened.lines().map_err(Failure::usage)?;
-    let schema = schema(&options.client)?;
-    let (valid, refused) = refusals(lines, schema.as_ref(), |_| true)?;
-    if options.json {
-        let summary = serde_json::json!({ "valid": valid, "refused": refused });
-        screen::summary(&summary.to_string());
-    } else {
-        screen::note(&format!(
+    let checker = Config::read(options)?.checker()?;
+    let (valid, refused) = refusals(lines, &checker, |_| true)?;
+    screen::summary(
+        &format!(
             "{} {} valid, {refused} would be refused",
             many(valid, "line"),
             if valid == 1 { "is" } else { "are" }
-        ));
-    }
+        ),
+        serde_json::json!({ "valid": valid, "refused": refused }),
+    );
     Ok(if refused == 0 {
         Exit::Done
     } else {
@@ -299,7 +289,7 @@ pub(crate) fn validate(options: &Options, input: &Input) -> Run {
 /// how many would be sent and how many would be refused.
 pub(crate) fn refusals(
     mut lines: Lines,
-    schema: Option<&Schema>,
+    checker: &Client,
     wanted: impl Fn(u64) -> bool,
 ) -> Result<(u64, u64), Failure> {
     #[derive(Serialize)]
@@ -316,7 +306,7 @@ pub(crate) fn refusals(
     let (mut valid, mut refused) = (0u64, 0u64);
     for line in lines.wanted(wanted) {
         let result = match &line.update {
-            Ok(update) => checked(update, schema),
+            Ok(update) => checker.validate(update),
             Err(problem) => Err(problem.clone()),
         };
         let Err(error) = result else {

@@ -8,7 +8,7 @@ use super::Exit;
 use super::options::Options;
 use super::progress::in_words;
 use super::screen::{self, Style};
-use super::summary::{self, Failures};
+use super::summary::{self, Failures, many};
 
 /// What there is to say at the end.
 pub(crate) struct End<'a> {
@@ -16,6 +16,8 @@ pub(crate) struct End<'a> {
     pub(crate) failures: &'a Failures,
     /// Audit records that could not be written.
     pub(crate) lost: u64,
+    /// True if nothing is sent without its audit record.
+    pub(crate) strict: bool,
     pub(crate) retry_after: Option<Duration>,
     pub(crate) signal: Option<(u8, &'static str)>,
 }
@@ -28,25 +30,32 @@ impl End<'_> {
             lost,
             ..
         } = *self;
-        if options.json {
-            let mut summary = summary::json(report, failures, lost, self.retry_after);
-            if !retried && failed_earlier > 0 {
-                summary["failedEarlier"] = failed_earlier.into();
-            }
-            screen::summary(&summary.to_string());
-            return;
+        let mut more = summary::json(report, failures, lost, self.retry_after);
+        if !retried && failed_earlier > 0 {
+            more["failedEarlier"] = failed_earlier.into();
         }
         let watched = screen::style() != Style::None;
-        screen::summary(&summary::text(report, failures, watched));
+        let text = summary::text(report, failures, watched);
+        let text = text.strip_prefix("genesys-attributes: ").unwrap_or(&text);
+        screen::summary(text, more);
+        if options.json {
+            return;
+        }
         if lost > 0 {
-            screen::error(&match options.client.guards.audit_strict {
+            let records = many(lost, "audit record");
+            let made = many(report.applied + report.already_applied, "update");
+            let made = format!(
+                "{made} {}",
+                if made.starts_with("1 ") { "is" } else { "are" }
+            );
+            screen::error(&match self.strict {
                 true => format!(
-                    "{lost} audit records could not be written, and with --audit-strict nothing is \
-                     sent without its record"
+                    "{records} could not be written: a strict audit sends nothing without its \
+                     record, and {made} in place"
                 ),
                 false => format!(
-                    "{lost} audit records were lost: their updates were made all the same \
-                     (--audit-strict makes none without its record)"
+                    "{records} were lost, and {made} in place (--audit-strict sends nothing \
+                     without its record)"
                 ),
             });
         }
@@ -120,7 +129,7 @@ impl End<'_> {
             (Some(StopReason::Cancelled), Some((status, _))) => Exit::Signal(status),
             (Some(StopReason::RateLimited), _) => Exit::RateLimited,
             (Some(StopReason::Outage), _) => Exit::Outage,
-            (Some(_), _) => Exit::Stopped,
+            (Some(_), _) => Exit::Refused,
             (None, _) if self.report.is_complete() => Exit::Done,
             (None, _) => Exit::Failed,
         }

@@ -10,11 +10,12 @@ use genesys_attributes::forward::{EnvelopeLines, ForwardReport, Forwarder};
 use genesys_attributes::webhook::Webhook;
 use genesys_attributes::{Error, ErrorKind};
 
-use super::client::client;
+use super::client::{Config, warn_of_readers};
 use super::files::{Files, replace};
+use super::kinds::{self, Kind};
 use super::options::{Forward, Options};
 use super::signals::Signals;
-use super::{Exit, Failure, Run};
+use super::{Exit, Failure, Run, screen};
 
 /// How often metrics are written.
 const METRICS_EVERY: Duration = Duration::from_secs(15);
@@ -36,7 +37,7 @@ fn check_files(all: &Options, options: &Forward) -> Result<(), Failure> {
         .and_then(|files| files.written("--cursor", Some(&cursor)))
         .and_then(|files| files.written("--dead-letters", Some(&dead_letters)))
         .and_then(|files| files.written("--metrics", options.metrics.as_deref()))
-        .and_then(|files| files.read("--settings", client.source.settings.as_deref()))
+        .and_then(|files| files.read("--settings", client.source.named.settings.as_deref()))
         .and_then(|files| files.read("--credentials", client.source.credentials.as_deref()));
     for path in &options.secret_files {
         files = files.and_then(|files| files.read("--secret-file", Some(path)));
@@ -45,7 +46,10 @@ fn check_files(all: &Options, options: &Forward) -> Result<(), Failure> {
         files = files.and_then(|files| files.read("--header", Some(path)));
     }
     let files = files.and_then(|files| files.streams(false));
-    files.map(drop).map_err(Failure::usage)
+    files
+        .and_then(|_| kinds::check("--metrics", options.metrics.as_deref(), Kind::Metrics))
+        .and_then(|()| kinds::check("--dead-letters", Some(&dead_letters), Kind::DeadLetters))
+        .map_err(Failure::usage)
 }
 
 pub(crate) fn run(all: &Options, options: &Forward) -> Run {
@@ -64,7 +68,7 @@ pub(crate) fn run(all: &Options, options: &Forward) -> Run {
         forwarder = forwarder.max_attempts(most);
     }
     if options.settle {
-        forwarder = forwarder.settle(client(all, 1)?);
+        forwarder = forwarder.settle(Config::read(all)?.reader()?);
     }
     // Of a run that ends in an error nothing else is left.
     let last: Arc<Mutex<Option<ForwardReport>>> = Arc::default();
@@ -143,6 +147,7 @@ fn webhook(options: &Forward, url: &str) -> Result<Webhook, Error> {
 }
 
 fn text_of(option: &str, path: &Path) -> Result<String, Error> {
+    warn_of_readers(path, option);
     std::fs::read_to_string(path)
         .map_err(|e| setting(option, format!("{} cannot be read: {e}", path.display())))
 }
@@ -153,15 +158,15 @@ fn setting(name: &str, problem: String) -> Error {
 
 /// The summary, on standard error: events may go to standard output.
 fn tell(options: &Options, report: &ForwardReport) {
-    let mut err = io::stderr().lock();
     if options.json {
+        let fields = serde_json::to_value(report).unwrap_or_default();
         // An orphan is told also where only errors are.
-        if options.quiet && report.orphans.is_empty() {
-            return;
-        }
-        let _ = writeln!(err, "{}", serde_json::to_string(report).unwrap_or_default());
-        return;
+        return match report.orphans.is_empty() {
+            true => screen::summary("events were delivered", fields),
+            false => screen::failure("writes have no outcome", &[], fields),
+        };
     }
+    let mut err = io::stderr().lock();
     for orphan in &report.orphans {
         let at = rfc3339(orphan.timestamp);
         let _ = writeln!(

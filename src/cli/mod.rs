@@ -14,7 +14,9 @@ mod ending;
 mod files;
 mod forward;
 mod help;
+mod kinds;
 mod past;
+mod profile;
 mod progress;
 mod records;
 mod rehearsal;
@@ -42,7 +44,8 @@ pub(crate) enum Exit {
     Done,
     Failed,
     Usage,
-    Stopped,
+    /// Credentials or a permission are missing, or a batch stopped early.
+    Refused,
     OutputClosed,
     RateLimited,
     Outage,
@@ -63,7 +66,7 @@ impl Exit {
             Exit::Done | Exit::BrokenPipe => 0,
             Exit::Failed => 1,
             Exit::Usage => 2,
-            Exit::Stopped => 3,
+            Exit::Refused => 3,
             Exit::OutputClosed => 4,
             Exit::RateLimited => 5,
             Exit::Outage => 6,
@@ -77,6 +80,7 @@ impl Exit {
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
     message: String,
+    causes: Vec<String>,
     /// The library's error, for machines.
     error: Option<Box<Error>>,
 }
@@ -86,19 +90,19 @@ impl Failure {
         Failure {
             exit: Exit::Usage,
             message: message.into(),
+            causes: Vec::new(),
             error: None,
         }
     }
 
     /// Says why on standard error, unless nobody is to be told.
-    pub(crate) fn report(&self, as_json: bool) {
-        let json = match &self.error {
+    pub(crate) fn report(&self) {
+        let more = match &self.error {
             _ if self.exit == Exit::BrokenPipe => return,
-            _ if !as_json => return screen::error(&self.message),
             Some(error) => serde_json::to_value(error).unwrap_or_default(),
-            None => serde_json::json!({ "kind": "usage", "message": self.message }),
+            None => serde_json::json!({ "kind": "usage" }),
         };
-        screen::json(&json.to_string());
+        screen::failure(&self.message, &self.causes, more);
     }
 }
 
@@ -109,17 +113,23 @@ impl From<Error> for Failure {
         let exit = match error.kind() {
             ErrorKind::Config => Exit::Usage,
             ErrorKind::InvalidInput | ErrorKind::PayloadTooLarge if unsent => Exit::Usage,
+            ErrorKind::Auth | ErrorKind::Forbidden => Exit::Refused,
+            ErrorKind::RateLimited => Exit::RateLimited,
+            ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Transport | ErrorKind::Server => {
+                Exit::Outage
+            }
             _ => Exit::Failed,
         };
-        let mut message = error.to_string();
+        let mut causes = Vec::new();
         let mut cause = std::error::Error::source(&error);
         while let Some(error) = cause {
-            message += &format!("\n  because: {error}");
+            causes.push(error.to_string());
             cause = error.source();
         }
         Failure {
             exit,
-            message,
+            message: error.to_string(),
+            causes,
             error: Some(Box::new(error)),
         }
     }
@@ -142,8 +152,13 @@ pub(crate) fn run(options: &Options) -> Run {
     }
 }
 
-/// Prints text that ends a command. A closed pipe ends it quietly.
+/// Prints text that ends a command, without what a terminal would obey.
 pub(crate) fn print(text: &str) -> Run {
+    print_raw(&screen::clean(text))
+}
+
+/// A closed pipe ends the command quietly.
+fn print_raw(text: &str) -> Run {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(Exit::Done),
@@ -152,10 +167,7 @@ pub(crate) fn print(text: &str) -> Run {
 }
 
 fn print_json(value: &impl Serialize) -> Run {
-    match serde_json::to_string_pretty(value) {
-        Ok(text) => print(&(text + "\n")),
-        Err(error) => Err(Failure::usage(error.to_string())),
-    }
+    print_raw(&(screen::json_text(value, true) + "\n"))
 }
 
 /// Standard output cannot be written; `exit` is how it ends when its reader has gone.
@@ -167,6 +179,7 @@ fn closed(error: &io::Error, exit: Exit) -> Failure {
     Failure {
         exit,
         message: format!("standard output cannot be written: {error}"),
+        causes: Vec::new(),
         error: None,
     }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use super::files::is_standard_input;
 use super::words;
 
 /// Headings that each command's help lists in one line, since all commands share them.
@@ -63,14 +64,17 @@ impl Options {
             Command::Update(change) => (Some(&change.source), Some(&change.guards), None),
             Command::Get(asked) => (Some(&asked.source), None, None),
             Command::Batch(batch) => (Some(&batch.source), Some(&batch.guards), None),
-            Command::Validate(asked) => (None, None, Some(&asked.checks)),
+            Command::Validate(asked) => {
+                self.client.source.named = asked.named.clone();
+                (None, None, Some(&asked.checks))
+            }
             Command::Forward(asked) => (Some(&asked.source), None, None),
             Command::Check(source) => (Some(source), None, None),
             Command::Status(_) | Command::Completions { .. } | Command::Man => (None, None, None),
         };
         let checks = guards.map(|guards| &guards.checks).or(checks).cloned();
         self.client = ClientOptions {
-            source: source.cloned().unwrap_or_default(),
+            source: source.cloned().unwrap_or(self.client.source),
             guards: guards.cloned().unwrap_or_default(),
             checks: checks.unwrap_or_default(),
         };
@@ -183,15 +187,44 @@ pub(crate) struct Source {
     /// The file has NAME=VALUE lines; - is standard input.
     #[arg(long, value_name = "FILE", help_heading = SETTINGS)]
     pub(crate) credentials: Option<PathBuf>,
-    /// Take the settings of the client from FILE, as JSON
+    /// Take the login from a profile in ~/.gc/config.toml
     ///
-    /// - is standard input.
-    #[arg(long, value_name = "FILE", help_heading = SETTINGS, conflicts_with = "credentials")]
-    pub(crate) settings: Option<PathBuf>,
+    /// The profiles of the platform's own command line: environment, client_credentials and
+    /// client_secret or access_token, and proxy_*.
+    #[arg(long, value_name = "NAME", help_heading = SETTINGS, conflicts_with = "credentials")]
+    pub(crate) profile: Option<String>,
+    #[command(flatten)]
+    pub(crate) named: SettingsFile,
     /// API requests a minute (300); 0 for no limit
     #[arg(long, value_name = "PER_MINUTE", help_heading = SETTINGS)]
     #[arg(value_parser = words::number::<u32>(0, 1_000_000))]
     pub(crate) rate: Option<u32>,
+    /// Give an update up after this time (300)
+    ///
+    /// Waits for the rate limit before its first request do not count.
+    #[arg(long, value_name = "SECONDS", help_heading = SETTINGS)]
+    #[arg(value_parser = words::number::<u64>(1, 86_400))]
+    pub(crate) timeout: Option<u64>,
+}
+
+impl Source {
+    /// True if one of its files is standard input.
+    pub(crate) fn reads_stdin(&self) -> bool {
+        let mut files = [&self.credentials, &self.named.settings]
+            .into_iter()
+            .flatten();
+        files.any(|path| is_standard_input(path))
+    }
+}
+
+/// The file of the client's settings.
+#[derive(Args, Clone, Default)]
+pub(crate) struct SettingsFile {
+    /// Take the settings of the client from FILE, as JSON
+    ///
+    /// - is standard input. Beside --credentials or --profile it must not say who logs in.
+    #[arg(long, value_name = "FILE", help_heading = SETTINGS)]
+    pub(crate) settings: Option<PathBuf>,
 }
 
 /// What the caller checks beside the platform.
@@ -219,13 +252,13 @@ pub(crate) struct Guards {
     #[arg(long, help_heading = RUN)]
     pub(crate) verify: bool,
     /// Append audit records to FILE, as JSON lines
-    #[arg(long, value_name = "FILE", help_heading = AUDIT)]
+    #[arg(long, value_name = "FILE", help_heading = AUDIT, value_parser = words::output)]
     pub(crate) audit: Option<PathBuf>,
     /// Write nothing whose audit record can't be written
-    #[arg(long, requires = "audit", help_heading = AUDIT)]
+    #[arg(long, help_heading = AUDIT)]
     pub(crate) audit_strict: bool,
     /// Record the values too, except secure ones
-    #[arg(long, requires = "audit", help_heading = AUDIT)]
+    #[arg(long, help_heading = AUDIT)]
     pub(crate) audit_values: bool,
 }
 
@@ -372,7 +405,7 @@ pub(crate) struct Batch {
     #[command(flatten)]
     pub(crate) input: Input,
     /// Write outcomes to FILE, not standard output
-    #[arg(long, value_name = "FILE", help_heading = RESULTS)]
+    #[arg(long, value_name = "FILE", help_heading = RESULTS, value_parser = words::output)]
     pub(crate) results: Option<PathBuf>,
     /// Run the lines without a final outcome in FILE
     #[arg(long, requires = "results", help_heading = RESULTS)]
@@ -386,10 +419,10 @@ pub(crate) struct Batch {
     ///
     /// FILE can be the input of a next run. The later lines of their conversations follow, so
     /// that a next run puts no older value over a newer one.
-    #[arg(long, value_name = "FILE", help_heading = RESULTS)]
+    #[arg(long, value_name = "FILE", help_heading = RESULTS, value_parser = words::output)]
     pub(crate) failed: Option<PathBuf>,
     /// Write metrics to FILE (Prometheus) every 15 s
-    #[arg(long, value_name = "FILE", help_heading = RESULTS)]
+    #[arg(long, value_name = "FILE", help_heading = RESULTS, value_parser = words::output)]
     pub(crate) metrics: Option<PathBuf>,
     /// End with status 0 although lines failed
     #[arg(long, help_heading = RESULTS)]
@@ -424,6 +457,8 @@ pub(crate) struct Validate {
     pub(crate) input: Input,
     #[command(flatten)]
     pub(crate) checks: Checks,
+    #[command(flatten)]
+    pub(crate) named: SettingsFile,
 }
 
 #[derive(Args)]
@@ -473,10 +508,10 @@ pub(crate) struct Forward {
     #[arg(help_heading = DELIVERY, value_parser = words::header)]
     pub(crate) headers: Vec<(String, PathBuf)>,
     /// Where to continue [default: AUDIT-FILE.cursor]
-    #[arg(long, value_name = "FILE", help_heading = DELIVERY)]
+    #[arg(long, value_name = "FILE", help_heading = DELIVERY, value_parser = words::output)]
     pub(crate) cursor: Option<PathBuf>,
     /// Append what the receiver refuses for good to FILE
-    #[arg(long, value_name = "FILE", help_heading = DELIVERY)]
+    #[arg(long, value_name = "FILE", help_heading = DELIVERY, value_parser = words::output)]
     pub(crate) dead_letters: Option<PathBuf>,
     /// Give an event up after N attempts [default: never]
     #[arg(long, value_name = "N", help_heading = DELIVERY)]
@@ -494,7 +529,7 @@ pub(crate) struct Forward {
     #[arg(long, help_heading = DELIVERY)]
     pub(crate) secure_values: bool,
     /// Write metrics to FILE (Prometheus) every 15 s
-    #[arg(long, value_name = "FILE", help_heading = DELIVERY)]
+    #[arg(long, value_name = "FILE", help_heading = DELIVERY, value_parser = words::output)]
     pub(crate) metrics: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) source: Source,

@@ -4,7 +4,6 @@ use genesys_attributes::{Client, Error, ErrorKind};
 use serde::Serialize;
 
 use super::batch::{config, earlier, print_line};
-use super::client::schema;
 use super::commands::refusals;
 use super::diff::{Diff, diff};
 use super::options::{Batch, Options};
@@ -21,19 +20,17 @@ pub(crate) fn rehearse(options: &Options, batch: &Batch) -> Run {
     let lines = opened.lines().map_err(Failure::usage)?;
     let wanted = |line| past.wants(line, batch.retry_failed);
     if batch.diff {
-        return show_diffs(&config.reader()?, options.json, lines, wanted);
+        return show_diffs(&config.reader()?, lines, wanted);
     }
-    let (valid, refused) = refusals(lines, schema(&options.client)?.as_ref(), wanted)?;
-    if options.json {
-        let summary = serde_json::json!({ "wouldBeSent": valid, "refused": refused });
-        screen::summary(&summary.to_string());
-    } else {
-        screen::note(&format!(
+    let (valid, refused) = refusals(lines, &config.checker()?, wanted)?;
+    screen::summary(
+        &format!(
             "{} would be sent, {} would be refused; nothing was sent or written",
             many(valid, "update"),
             many(refused, "line")
-        ));
-    }
+        ),
+        serde_json::json!({ "wouldBeSent": valid, "refused": refused }),
+    );
     Ok(if refused == 0 {
         Exit::Done
     } else {
@@ -42,12 +39,7 @@ pub(crate) fn rehearse(options: &Options, batch: &Batch) -> Run {
 }
 
 /// Each line against what is there now.
-fn show_diffs(
-    client: &Client,
-    as_json: bool,
-    mut lines: Lines,
-    wanted: impl Fn(u64) -> bool,
-) -> Run {
+fn show_diffs(client: &Client, mut lines: Lines, wanted: impl Fn(u64) -> bool) -> Run {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Shown<'a> {
@@ -100,16 +92,13 @@ fn show_diffs(
         print_line(&shown).map_err(|error| closed(&error, Exit::BrokenPipe))?;
     }
     lines.end()?;
-    if as_json {
-        let summary =
-            serde_json::json!({ "wouldChange": change, "unchanged": same, "failed": failed });
-        screen::summary(&summary.to_string());
-    } else {
-        screen::note(&format!(
+    screen::summary(
+        &format!(
             "{} would change something, {same} nothing, {failed} failed; nothing was written",
             many(change, "line")
-        ));
-    }
+        ),
+        serde_json::json!({ "wouldChange": change, "unchanged": same, "failed": failed }),
+    );
     Ok(if failed == 0 {
         Exit::Done
     } else {

@@ -4,6 +4,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde_json::Value;
+
 /// How progress can be shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
@@ -85,13 +87,27 @@ impl Screen {
             return;
         }
         if self.json {
-            let record = serde_json::json!({ "level": level, "message": text });
-            return self.put(&record.to_string());
+            return self.record(level, "message", text, &[], Value::Null);
         }
+        let text = &clean(text);
         match level {
             "info" | "error" => self.put(&format!("genesys-attributes: {text}")),
             _ => self.put(&format!("{level}: {text}")),
         }
+    }
+
+    /// One line of JSON: every one has the same first fields.
+    fn record(&mut self, level: &str, kind: &str, text: &str, causes: &[String], more: Value) {
+        let text = text.replace('\n', " ");
+        let mut record = match more {
+            Value::Object(fields) => fields,
+            _ => serde_json::Map::new(),
+        };
+        record.insert("level".into(), level.into());
+        record.insert("type".into(), kind.into());
+        record.insert("message".into(), text.into());
+        record.insert("causes".into(), causes.into());
+        self.put(&json_text(&record, false));
     }
 
     fn tell_folded(&mut self) {
@@ -113,22 +129,59 @@ pub(crate) fn warn(text: &str) {
     screen().message("warn", text);
 }
 
-/// Why a command fails.
+/// Something that failed.
 pub(crate) fn error(text: &str) {
     screen().message("error", text);
 }
 
-/// One line of JSON, where the program speaks that.
-pub(crate) fn json(text: &str) {
-    screen().put(text);
+/// Why a command fails. `more` has the fields of the error for machines.
+pub(crate) fn failure(text: &str, causes: &[String], more: Value) {
+    let mut screen = screen();
+    if screen.json {
+        return screen.record("error", "error", text, causes, more);
+    }
+    let causes = causes.iter().map(|cause| format!("\n  because: {cause}"));
+    let text = format!("{text}{}", causes.collect::<String>());
+    screen.message("error", &text);
 }
 
-/// What a command did, in words or as JSON.
-pub(crate) fn summary(text: &str) {
+/// What a command did, in words or with the fields of `more`.
+pub(crate) fn summary(text: &str, more: Value) {
     let mut screen = screen();
-    if !screen.quiet {
-        screen.put(text.trim_end_matches('\n'));
+    match (screen.quiet, screen.json) {
+        (true, _) => {}
+        (_, true) => screen.record("info", "summary", text.trim_end(), &[], more),
+        (_, false) => screen.message("info", text.trim_end()),
     }
+}
+
+/// Foreign text without what a terminal would obey.
+pub(crate) fn clean(text: &str) -> String {
+    let keeps = |c: char| matches!(c, '\n' | '\t') || !is_obeyed(c);
+    text.chars()
+        .map(|c| if keeps(c) { c } else { ' ' })
+        .collect()
+}
+
+/// JSON in which such signs are escaped, those that JSON itself allows too.
+pub(crate) fn json_text(value: &impl serde::Serialize, pretty: bool) -> String {
+    let text = match pretty {
+        true => serde_json::to_string_pretty(value),
+        false => serde_json::to_string(value),
+    };
+    let mut out = String::new();
+    for c in text.unwrap_or_default().chars() {
+        match c != '\n' && is_obeyed(c) {
+            true => out += &format!("\\u{:04x}", u32::from(c)),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
+/// True for control signs, and those that turn the direction of text.
+fn is_obeyed(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
 /// One record of the log. While warnings are folded, those that differ only in ids and numbers are
@@ -190,6 +243,18 @@ pub(crate) fn clear() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn signs_that_a_terminal_obeys_are_not_printed() {
+        assert_eq!(
+            clean("a\u{1b}[2J\u{9b}1m\u{202e}b\n\tc\r"),
+            "a [2J 1m b\n\tc "
+        );
+        let value = serde_json::json!({ "name": "a\u{1b}[2J\u{9b}\u{7f}\u{202e}é" });
+        let text = json_text(&value, true);
+        assert!(!text.chars().any(|c| c != '\n' && is_obeyed(c)), "{text:?}");
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+    }
 
     #[test]
     fn warnings_of_one_shape_differ_in_ids_and_numbers() {

@@ -30,6 +30,14 @@ pub(crate) fn delimiter(text: &str) -> Result<u8> {
     }
 }
 
+/// A file that is written. Standard output is not one of them.
+pub(crate) fn output(text: &str) -> Result<PathBuf> {
+    match text {
+        "-" => Err("takes the name of a file, and - is none".into()),
+        _ => Ok(PathBuf::from(text)),
+    }
+}
+
 /// An id becomes part of an address, and is shown. No id holds the sign of an attribute.
 pub(crate) fn conversation(text: &str) -> Result<String> {
     match text.contains('=') {

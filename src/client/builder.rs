@@ -53,7 +53,7 @@ pub struct ClientBuilder {
     retry: RetryPolicy,
     rate_limit: RateLimit,
     limits: ValidationLimits,
-    schema: Option<Schema>,
+    schemas: Vec<Schema>,
     metadata_source: String,
     ended: EndedPolicy,
     hooks: Vec<Hook>,
@@ -131,7 +131,7 @@ impl ClientBuilder {
             retry: RetryPolicy::default(),
             rate_limit: RateLimit::default(),
             limits: ValidationLimits::default(),
-            schema: None,
+            schemas: Vec::new(),
             metadata_source: "external-integration".to_owned(),
             ended: EndedPolicy::default(),
             hooks: Vec::new(),
@@ -290,7 +290,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Checks every update against a schema of your own, too. Default: none.
+    /// Checks every update against a schema of your own, too. Each call adds one, and all hold.
+    /// Default: none.
     ///
     /// ```
     /// use genesys_attributes::validate::{Field, Schema};
@@ -301,7 +302,7 @@ impl ClientBuilder {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn schema(mut self, schema: Schema) -> ClientBuilder {
-        self.schema = Some(schema);
+        self.schemas.push(schema);
         self
     }
 
@@ -488,7 +489,7 @@ impl ClientBuilder {
         self.retry.check()?;
         self.rate_limit.check()?;
         self.limits.check()?;
-        if let Some(schema) = &self.schema {
+        for schema in &self.schemas {
             schema.checked()?;
         }
         let options = &self.transport_options;
@@ -564,7 +565,7 @@ impl ClientBuilder {
             audit_prefix: unique_name(),
             audit_sequence: AtomicU64::new(0),
             limits: self.limits,
-            schema: self.schema,
+            schemas: self.schemas,
             metadata_source: self.metadata_source,
             ended: self.ended,
             secure_values_in_events: self.secure_values_in_events,

@@ -235,14 +235,14 @@ impl Client {
         })
     }
 
-    /// Checks an update against this client's limits and schema, without any network.
+    /// Checks an update against this client's limits and schemas, without any network.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidInput`] with every violation at once, or
     /// [`ErrorKind::PayloadTooLarge`].
     pub fn validate(&self, update: &Update) -> Result<()> {
-        update.validate_against(&self.core.limits, self.core.schema.as_ref())
+        update.validate_against(&self.core.limits, &self.core.schemas)
     }
 
     /// Reads a target's attributes and version: one request.

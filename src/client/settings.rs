@@ -282,16 +282,37 @@ impl Settings {
     /// wrong, or the file that cannot be opened. What the settings say is checked by
     /// [`ClientBuilder::build`].
     pub fn builder(self) -> Result<ClientBuilder> {
-        self.builder_with_sink(None)
+        self.build_with(None, variable)
+    }
+
+    /// As [`Settings::builder`]; where it takes variables from the environment, `lookup` gives
+    /// their values instead.
+    ///
+    /// # Errors
+    ///
+    /// As [`Settings::builder`], and whatever `lookup` returns.
+    pub fn builder_from_variables(
+        self,
+        lookup: impl Fn(&str) -> Result<Option<String>>,
+    ) -> Result<ClientBuilder> {
+        self.build_with(None, lookup)
     }
 
     /// As [`Settings::builder`], with a sink that gets every audit record beside the file.
     pub(crate) fn builder_with_sink(
-        mut self,
+        self,
         sink: Option<Arc<dyn AuditSink>>,
     ) -> Result<ClientBuilder> {
+        self.build_with(sink, variable)
+    }
+
+    fn build_with(
+        mut self,
+        sink: Option<Arc<dyn AuditSink>>,
+        lookup: impl Fn(&str) -> Result<Option<String>>,
+    ) -> Result<ClientBuilder> {
         let mut builder = self
-            .start()?
+            .start(lookup)?
             .named(NAMES)
             .retry(self.retry)
             .timeouts(self.timeouts)
@@ -387,7 +408,7 @@ impl Settings {
     }
 
     /// A builder with region, credentials and base URL: all given, or all of the environment.
-    fn start(&mut self) -> Result<ClientBuilder> {
+    fn start(&mut self, lookup: impl Fn(&str) -> Result<Option<String>>) -> Result<ClientBuilder> {
         let id = self.client_id.take();
         let secret = self.client_secret.take();
         let token = self.access_token.take();
@@ -397,7 +418,7 @@ impl Settings {
             (None, None, None) if region.is_none() => {
                 return ClientBuilder::from_variables(|name| match (name, &base_url) {
                     (BASE_URL, Some(url)) => Ok(Some(url.clone())),
-                    _ => variable(name),
+                    _ => lookup(name),
                 });
             }
             (Some(id), Some(secret), None) => Credentials::new(id, secret.expose()),

@@ -56,7 +56,7 @@ pub(crate) struct Core {
     pub(crate) audit_prefix: String,
     pub(crate) audit_sequence: AtomicU64,
     pub(crate) limits: ValidationLimits,
-    pub(crate) schema: Option<Schema>,
+    pub(crate) schemas: Vec<Schema>,
     pub(crate) metadata_source: String,
     pub(crate) ended: EndedPolicy,
     pub(crate) secure_values_in_events: bool,

@@ -93,7 +93,7 @@ impl Core {
     /// Reads the target, and checks whatever an update would check before its first write.
     pub(crate) fn preview(&self, update: &Update, cancel: Option<&Cancel>) -> Result<Snapshot> {
         let target = update.target();
-        let wanted = update.checked(&self.limits, self.schema.as_ref())?;
+        let wanted = update.checked(&self.limits, &self.schemas)?;
         let wire = &self.session.wire;
         let id = target.conversation_id();
         let mut call = wire.begin(wire.policy, Caller::Single, id, cancel);
@@ -125,7 +125,7 @@ impl Core {
         let checked = if job.compute.is_some() {
             target.checked().map(|()| Cow::Borrowed(&update.attributes))
         } else {
-            update.checked(&self.limits, self.schema.as_ref())
+            update.checked(&self.limits, &self.schemas)
         };
         let (wanted, invalid) = match checked {
             Ok(wanted) => (wanted, None),

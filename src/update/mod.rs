@@ -198,22 +198,22 @@ impl Update {
     ///
     /// As [`Update::validate`].
     pub fn validate_with(&self, limits: &ValidationLimits) -> Result<()> {
-        self.validate_against(limits, None)
+        self.validate_against(limits, &[])
     }
 
     pub(crate) fn validate_against(
         &self,
         limits: &ValidationLimits,
-        schema: Option<&Schema>,
+        schemas: &[Schema],
     ) -> Result<()> {
-        self.checked(limits, schema).map(drop)
+        self.checked(limits, schemas).map(drop)
     }
 
     /// The attributes as they are written, if nothing is wrong with the update.
     pub(crate) fn checked(
         &self,
         limits: &ValidationLimits,
-        schema: Option<&Schema>,
+        schemas: &[Schema],
     ) -> Result<Cow<'_, Attributes>> {
         let mut found = Vec::new();
         let target = &self.target;
@@ -234,7 +234,7 @@ impl Update {
             found.push(Violation::new("attributes", Rule::NothingToDo, "nothing"));
         }
         attributes::check(&self.attributes, target.values(), limits, &mut found);
-        if let Some(schema) = schema {
+        for schema in schemas {
             found.extend(schema.violations(&self.attributes));
         }
         if !self.remove.is_empty() && !target.can_remove() {
@@ -357,7 +357,7 @@ impl Schema {
     /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) with every violation at once, or
     /// [`ErrorKind::PayloadTooLarge`](crate::ErrorKind::PayloadTooLarge).
     pub fn validate(&self, update: &Update) -> Result<()> {
-        update.validate_against(&ValidationLimits::default(), Some(self))
+        update.validate_against(&ValidationLimits::default(), std::slice::from_ref(self))
     }
 }
 

@@ -253,7 +253,7 @@ impl<'a> Run<'a> {
                 ..Update::new(target.clone())
             };
             let wanted = computed
-                .checked(&core.limits, core.schema.as_ref())?
+                .checked(&core.limits, &core.schemas)?
                 .into_owned();
             if wanted != *self.summary.wanted || computed.remove != *self.summary.removed {
                 self.summary.wanted = Cow::Owned(wanted);

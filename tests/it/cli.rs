@@ -506,6 +506,7 @@ fn the_audit_file_has_both_records_of_each_update() {
 
 mod batch;
 mod files;
+mod guards;
 mod input;
 mod operator;
 mod resume;

@@ -52,7 +52,7 @@ fn failed_file_holds_the_lines_that_were_read_and_not_those_of_a_new_file() {
         ("overwritten", 2),
     ] {
         let input = folder.file("in", &text);
-        folder.file("failed", "of an earlier run");
+        folder.file("failed", line("old", 1));
         let waiting = waiting();
         let mut command = program(&waiting.server);
         command
@@ -76,7 +76,7 @@ fn failed_file_holds_the_lines_that_were_read_and_not_those_of_a_new_file() {
                 "{}",
                 ended.err
             );
-            assert_eq!(held, "of an earlier run", "{what}");
+            assert_eq!(held, line("old", 1), "{what}");
         }
     }
 }

@@ -163,10 +163,10 @@ fn dry_run_and_diff_show_what_would_change_and_write_nothing() {
     );
     assert_eq!(found[1]["status"], "unchanged");
     assert_eq!(found[2]["status"], "failed");
-    assert_eq!(
-        records(&ended.err),
-        [json!({ "wouldChange": 1, "unchanged": 1, "failed": 1 })]
-    );
+    let summary = records(&ended.err);
+    for (name, count) in [("wouldChange", 1), ("unchanged", 1), ("failed", 1)] {
+        assert_eq!(summary[0][name], count);
+    }
     store.with("c", |c| assert_eq!(c.writes.len(), 1));
 }
 
@@ -228,6 +228,7 @@ fn first_signal_lets_what_is_in_flight_end_and_the_second_stops_at_once() {
     for (name, status, twice) in [
         ("-INT", 130, false),
         ("-TERM", 143, false),
+        ("-HUP", 129, false),
         ("-INT", 130, true),
     ] {
         let store = Store::default();
@@ -370,7 +371,7 @@ fn metrics_file_is_there_at_the_end_and_an_impossible_one_is_refused() {
     let (_, server) = plain();
     let folder = Folder::new("metrics");
     let input = folder.file("in", [line("a", 1), line("b", 1)].concat());
-    let file = folder.file("m.prom", "old");
+    let file = folder.file("m.prom", "# HELP genesys_attributes_old Old.\n");
     let ended = run(program(&server)
         .arg("batch")
         .arg(&input)
@@ -534,8 +535,6 @@ fn settings_file_makes_the_client_and_is_named_where_it_is_wrong() {
         ended.err
     );
     assert!(!ended.err.contains(SECRET));
-    let both = run(bare().args(["check", "--settings", "a", "--credentials", "b"]));
-    assert_eq!(both.code, 2);
 }
 
 /// What the run would refuse, the dry run refuses; and it makes no file.

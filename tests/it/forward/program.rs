@@ -75,7 +75,7 @@ fn program_wrong_usage_is_status_2_and_nothing_moves() {
     let bare = applied(1).replace("\"attributes\"", "\"other\"");
     folder.append("bare.jsonl", bare);
     for (words, says) in [
-        (&["--stdout"][..], "one audit file"),
+        (&["--stdout"][..], "AUDIT-FILE"),
         (&["audit.jsonl"], "--url URL or --stdout"),
         (&["audit.jsonl", "--url", "crm.example/x"], "no scheme"),
         (
