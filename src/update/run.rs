@@ -252,9 +252,7 @@ impl<'a> Run<'a> {
                 remove: edit.remove,
                 ..Update::new(target.clone())
             };
-            let wanted = computed
-                .checked(&core.limits, &core.schemas)?
-                .into_owned();
+            let wanted = computed.checked(&core.limits, &core.schemas)?.into_owned();
             if wanted != *self.summary.wanted || computed.remove != *self.summary.removed {
                 self.summary.wanted = Cow::Owned(wanted);
                 self.summary.removed = Cow::Owned(computed.remove);
