@@ -89,8 +89,22 @@ fn stored(target: &Target, value: &Value) -> Value {
     }
 }
 
+/// True if two values are the same JSON at every depth: `1` and `1.0` are.
 fn same(a: &Value, b: &Value) -> bool {
-    a == b || (a.is_number() && b.is_number() && a.as_f64() == b.as_f64())
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => {
+            let fraction = a.is_f64() || b.is_f64();
+            a == b || fraction && a.as_f64() == b.as_f64()
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            let has = |(key, a): (&String, &Value)| b.get(key).is_some_and(|b| same(a, b));
+            a.len() == b.len() && a.iter().all(has)
+        }
+        _ => a == b,
+    }
 }
 
 impl Diff {
@@ -112,5 +126,30 @@ impl Diff {
             };
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn numbers_are_compared_by_their_value_at_every_depth() {
+        let old = json!({ "a": [1, { "b": 2.0 }], "c": -0.0 });
+        assert!(same(&old, &json!({ "a": [1.0, { "b": 2 }], "c": 0 })));
+        for other in [
+            json!({ "a": [1, { "b": 3 }], "c": 0 }),
+            json!({ "a": [1, { "b": "2" }], "c": 0 }),
+            json!({ "a": [1, { "b": 2 }], "c": 0, "d": null }),
+            json!({ "a": [{ "b": 2 }, 1], "c": 0 }),
+        ] {
+            assert!(!same(&old, &other), "{other}");
+        }
+        // Neighbours beyond the exact floats differ.
+        assert!(!same(
+            &json!(9_007_199_254_740_993_u64),
+            &json!(9_007_199_254_740_992_u64)
+        ));
     }
 }
