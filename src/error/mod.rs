@@ -193,10 +193,18 @@ impl Error {
     #[cold]
     pub(crate) fn violated(violations: Vec<Violation>) -> Error {
         let listed: Vec<String> = violations.iter().map(Violation::to_string).collect();
-        let mut error = Error::new(
-            ErrorKind::InvalidInput,
-            format!("attribute validation failed: {}", listed.join("; ")),
-        );
+        let of_participant = |violation: &Violation| {
+            matches!(
+                violation.rule,
+                Rule::UnknownPurpose | Rule::SeveralParticipants
+            )
+        };
+        let what = match violations.iter().all(of_participant) {
+            true => "",
+            false => "attribute validation failed: ",
+        };
+        let message = format!("{what}{}", listed.join("; "));
+        let mut error = Error::new(ErrorKind::InvalidInput, message);
         error.0.violations = violations;
         error
     }

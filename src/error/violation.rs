@@ -188,10 +188,10 @@ impl fmt::Display for Violation {
             ),
             Rule::UnknownPurpose => write!(
                 f,
-                "the participant is neither a purpose of the platform nor like an id{found}: write \
-                 purpose:NAME for any purpose, or id:ID for any id"
+                "{found} is neither a purpose of the platform nor like the id of a participant: \
+                 write purpose:NAME for any purpose, or id:ID for any id"
             ),
-            Rule::SeveralParticipants => write!(f, "give the id of one participant: {found}"),
+            Rule::SeveralParticipants => write!(f, "{found}: give the id of one"),
             Rule::Unsupported => write!(f, "{key} cannot be used here: {found}"),
             Rule::Schema => write!(f, "{key:?} breaks the schema: found {found}"),
             Rule::Custom(name) => write!(f, "{key:?} breaks the rule {name}: {found}"),

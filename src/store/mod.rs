@@ -153,6 +153,11 @@ trait Kind {
         None
     }
 
+    /// What a read of the conversation tells of a write that was answered with 404.
+    fn who_is_there(&self, _conversation: &Response) -> Option<String> {
+        None
+    }
+
     /// About how many bytes its identifiers take.
     fn approximate_size(&self) -> usize {
         0
@@ -342,7 +347,8 @@ impl Target {
         dispatch!(self, kind => kind.known(cached))
     }
 
-    fn path(&self) -> String {
+    /// Where the conversation is read.
+    pub(crate) fn path(&self) -> String {
         let mut path = String::with_capacity(160);
         path += "/api/v2/conversations/";
         path += &encoded(&self.conversation);
@@ -373,6 +379,17 @@ impl Target {
     /// What else to do about an answer that is no success.
     pub(crate) fn advice(&self, status: u16, endpoint_missing: bool) -> Option<String> {
         dispatch!(self, kind => kind.advice(status, endpoint_missing))
+    }
+
+    /// What a read of the conversation tells of a write that was answered with 404.
+    pub(crate) fn who_is_there(&self, conversation: &Response) -> Option<String> {
+        dispatch!(self, kind => kind.who_is_there(conversation))
+    }
+
+    /// How the conversation came to its end, by a successful read of it; `None` where it goes on.
+    pub(crate) fn end_of(conversation: &Response) -> Result<Option<String>, ReadFailure> {
+        let read: ConversationBody = conversation.object_of()?;
+        Ok(read.ended())
     }
 
     /// Reads a successful answer of [`Target::read_path`].

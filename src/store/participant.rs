@@ -18,7 +18,7 @@ use super::{
     AttributesPatch, Change, ConversationBody, Kind, ReadFailure, TargetKind, TargetState, Write,
     encoded, identifier, json_bytes, nothing_to_write_on,
 };
-use crate::error::{Error, ErrorKind, Result, Rule, Violation};
+use crate::error::{Error, ErrorKind, Result, Rule, Violation, one_line};
 use crate::http::{Method, Response};
 use crate::values::attributes::{Attributes, Values};
 
@@ -50,37 +50,35 @@ impl Participant {
         match meant.as_slice() {
             [one] => Ok(one),
             [] => Err(self.not_found(participants)),
-            several => {
-                let ids: Vec<&str> = several.iter().filter_map(|p| p.id.as_deref()).collect();
-                Err(Error::violated(vec![Violation::new(
-                    "participant",
-                    Rule::Unsupported,
-                    format!(
-                        "{self} means {} participants; give the id of one: {}",
-                        ids.len(),
-                        ids.join(", ")
-                    ),
-                )]))
-            }
+            several => Err(Error::violated(vec![Violation::new(
+                "participant",
+                Rule::SeveralParticipants,
+                format!(
+                    "{self} means {} participants ({})",
+                    several.len(),
+                    list(several)
+                ),
+            )])),
         }
     }
 
     fn not_found(&self, participants: &[ParticipantBody]) -> Error {
-        let mut purposes: Vec<&str> = Vec::new();
-        for purpose in participants.iter().filter_map(|p| p.purpose.as_deref()) {
-            if !purposes.contains(&purpose) {
-                purposes.push(purpose);
-            }
-        }
-        let there = match purposes.as_slice() {
-            [] => "no participants".to_owned(),
-            some => format!("participants of the purposes {}", some.join(", ")),
-        };
-        Error::new(
-            ErrorKind::NotFound,
-            format!("it does not exist; the conversation has {there}"),
-        )
+        let there = Vec::from_iter(participants);
+        let message = format!("it does not exist; the conversation has {}", list(&there));
+        Error::new(ErrorKind::NotFound, message)
     }
+}
+
+/// The participants of a conversation, for a message.
+fn list(participants: &[&ParticipantBody]) -> String {
+    const MOST: usize = 20;
+    if participants.is_empty() {
+        return "no participants".to_owned();
+    }
+    let shown = participants.iter().take(MOST).map(|p| p.description());
+    let more = participants.len().saturating_sub(MOST);
+    let more = (more > 0).then(|| format!("{more} more"));
+    Vec::from_iter(shown.chain(more)).join("; ")
 }
 
 /// The participant that a read found.
@@ -106,6 +104,9 @@ impl Kind for Participant {
             Selector::Customer => return,
         };
         identifier("participant", name, found);
+        if let Some(word) = self.unknown_word() {
+            found.push(Violation::new("participant", Rule::UnknownPurpose, word));
+        }
     }
 
     fn is_locked(&self) -> bool {
@@ -166,13 +167,15 @@ impl Kind for Participant {
 
     /// The id that was found for a purpose. No identifier holds a '/'.
     fn cache_key<'k>(&self, conversation: &'k str) -> Option<Cow<'k, str>> {
-        (!self.is_id()).then(|| [conversation, "/", self.as_str()].concat().into())
+        self.as_id()
+            .is_none()
+            .then(|| [conversation, "/", self.as_str()].concat().into())
     }
 
     fn resource_id(&self, state: &TargetState) -> Option<String> {
         Some(match &state.participant {
             Some(found) => found.id.clone(),
-            None => self.to_string(),
+            None => self.as_id().unwrap_or(self.as_str()).to_owned(),
         })
     }
 
@@ -180,13 +183,12 @@ impl Kind for Participant {
         true
     }
 
-    fn advice(&self, status: u16, _: bool) -> Option<String> {
-        let purpose = self.resembles().filter(|_| status == 404)?;
-        Some(format!(
-            "{:?} was taken for the id of a participant: if the purpose {purpose} was meant, write \
-             purpose:{purpose}",
-            self.as_str()
-        ))
+    fn who_is_there(&self, conversation: &Response) -> Option<String> {
+        self.as_id()?;
+        let read: ConversationBody = conversation.object_of().ok()?;
+        let participants = read.participants.unwrap_or_default();
+        let there = list(&Vec::from_iter(&participants));
+        Some(format!("the conversation has {there}"))
     }
 
     fn approximate_size(&self) -> usize {
@@ -202,12 +204,40 @@ pub(super) struct ParticipantBody {
     #[serde(default)]
     purpose: Option<String>,
     #[serde(default)]
+    name: Option<Value>,
+    #[serde(default)]
+    connected_time: Option<Value>,
+    #[serde(default)]
+    start_time: Option<Value>,
+    #[serde(default)]
     end_time: Option<Value>,
     #[serde(default)]
     attributes: Option<Attributes>,
 }
 
 impl ParticipantBody {
+    /// Such as `agent 7c1b (Ann) since 2026-01-01T00:00:00Z, active`.
+    fn description(&self) -> String {
+        let text = |value: &Option<Value>| {
+            let text = value.as_ref().and_then(Value::as_str).map(one_line);
+            text.filter(|text| !text.is_empty())
+        };
+        let mut out = self.purpose.as_deref().unwrap_or("participant").to_owned();
+        for part in [
+            self.id.clone(),
+            text(&self.name).map(|name| format!("({name})")),
+        ] {
+            out.extend(part.map(|part| format!(" {part}")));
+        }
+        let since = text(&self.connected_time).or(text(&self.start_time));
+        out.extend(since.map(|since| format!(" since {since}")));
+        out + if self.is_active() {
+            ", active"
+        } else {
+            ", left"
+        }
+    }
+
     fn is_active(&self) -> bool {
         self.end_time.as_ref().is_none_or(Value::is_null)
     }
@@ -273,30 +303,72 @@ mod tests {
             Participant::id("agent"),
             Participant::id("purpose:x"),
             Participant::id("id:x"),
+            Participant::id("nobody"),
         ] {
             assert_eq!(Participant::from(who.to_string()), who, "{who}");
         }
         assert!(Participant::from("agent") == Participant::from("purpose:agent"));
-        assert!(!Participant::from("agent").is_id() && Participant::id("agent").is_id());
+        assert_eq!(Participant::from("agent").as_id(), None);
+        assert_eq!(Participant::id("agent").as_id(), Some("agent"));
     }
 
     #[test]
-    fn participant_id_that_resembles_a_purpose_is_told() {
-        for (id, purpose) in [
-            ("agnet", Some("agent")),
+    fn participant_word_that_is_no_purpose_is_refused_with_the_ways_out() {
+        for (who, hint) in [
             ("Customer", Some("customer")),
-            ("custommer", Some("customer")),
-            ("7c1b4f0e-0000-4000-8000-000000000001", None),
-            ("p-1", None),
+            ("custmer", Some("customer")),
+            ("AGENT", Some("agent")),
+            ("voice_mail", Some("voicemail")),
+            ("nobody", None),
         ] {
-            assert_eq!(Participant::id(id).resembles(), purpose, "{id}");
+            let error = crate::Target::participant("c-1", who)
+                .checked()
+                .unwrap_err();
+            assert_eq!(error.violations()[0].rule, Rule::UnknownPurpose);
+            let text = error.to_string();
+            assert!(
+                text.contains("purpose:NAME") && text.contains("id:ID"),
+                "{text}"
+            );
+            assert_eq!(hint.is_some(), text.contains("did you mean"), "{text}");
+            assert!(hint.is_none_or(|hint| text.contains(hint)), "{text}");
+            assert!(!text.contains("attribute validation"), "{text}");
+            let by_id = Participant::id(who);
+            assert_eq!(by_id.as_id(), Some(who));
+            assert!(crate::Target::participant("c-1", by_id).checked().is_ok());
         }
-        let advice = Participant::from("agnet").advice(404, false).unwrap();
-        assert!(
-            advice.starts_with("\"agnet\" was taken for the id"),
-            "{advice}"
+        for who in [
+            "voicesurveyflow",
+            "7c1b4f0e-0000-4000-8000-000000000001",
+            "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            "p-1",
+            "purpose:robot",
+            "id:nobody",
+        ] {
+            assert!(
+                crate::Target::participant("c-1", who).checked().is_ok(),
+                "{who}"
+            );
+        }
+    }
+
+    #[test]
+    fn participants_of_one_purpose_are_listed_so_that_one_can_be_chosen() {
+        let participants: Vec<ParticipantBody> = serde_json::from_value(serde_json::json!([
+            { "id": "1", "purpose": "customer", "name": "Ann\nB", "connectedTime": "2026-01-01T00:00:00Z" },
+            { "id": "2", "purpose": "customer" },
+        ]))
+        .unwrap();
+        let error = Participant::customer()
+            .choose(&participants)
+            .map(|_| ())
+            .unwrap_err();
+        assert_eq!(error.violations()[0].rule, Rule::SeveralParticipants);
+        assert_eq!(
+            error.to_string(),
+            "customer means 2 participants (customer 1 (Ann B) since 2026-01-01T00:00:00Z, active; \
+             customer 2, active): give the id of one"
         );
-        assert_eq!(Participant::from("agnet").advice(403, false), None);
     }
 
     #[test]

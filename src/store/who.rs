@@ -2,10 +2,14 @@
 
 use std::fmt;
 
+use crate::error::clip;
+use crate::error::text::{did_you_mean, nearest};
+
 /// Whom of a conversation's participants an update means.
 ///
 /// From text, a purpose that the platform knows is a purpose, `purpose:NAME` is any purpose,
-/// `id:ID` is any id, and everything else is an id.
+/// `id:ID` is any id, and text with a digit is an id. Another word is refused before anything is
+/// sent, since it is more likely a purpose that is misspelt.
 ///
 /// ```
 /// use genesys_attributes::Participant;
@@ -37,7 +41,7 @@ pub(super) const CUSTOMER: [&str; 3] = ["customer", "external", "user"];
 pub(super) const STAYING: [&str; 2] = ["customer", "external"];
 
 /// The platform's purposes (`purpose` in its participant and analytics models).
-const KNOWN: [&str; 18] = [
+const KNOWN: [&str; 19] = [
     "acd",
     "agent",
     "api",
@@ -55,6 +59,7 @@ const KNOWN: [&str; 18] = [
     "station",
     "user",
     "voicemail",
+    "voicesurveyflow",
     "workflow",
 ];
 
@@ -82,8 +87,10 @@ impl Participant {
     /// The participant with this id.
     pub fn id(id: impl Into<String>) -> Participant {
         let id = id.into();
-        let ambiguous =
-            KNOWN.contains(&id.as_str()) || id.starts_with("purpose:") || id.starts_with("id:");
+        let ambiguous = KNOWN.contains(&id.as_str())
+            || is_word(&id)
+            || id.starts_with("purpose:")
+            || id.starts_with("id:");
         let text = if ambiguous { ["id:", &id].concat() } else { id };
         Participant { text }
     }
@@ -116,29 +123,29 @@ impl Participant {
         }
     }
 
-    pub(crate) fn is_id(&self) -> bool {
-        matches!(self.selector(), Selector::Id(_))
+    /// The id, where it is not a purpose that is meant.
+    pub(crate) fn as_id(&self) -> Option<&str> {
+        match self.selector() {
+            Selector::Id(id) => Some(id),
+            _ => None,
+        }
     }
 
-    /// The purpose that an id looks like, such as `agent` for `agnet`.
-    pub(crate) fn resembles(&self) -> Option<&'static str> {
-        let Selector::Id(id) = self.selector() else {
-            return None;
-        };
-        let letters = |text: &str| {
-            let mut letters: Vec<char> = text.to_lowercase().chars().collect();
-            letters.sort_unstable();
-            letters
-        };
-        let near = |purpose: &&&str| {
-            // The same letters in another order, or one more, one less or another one.
-            let (a, b) = (letters(id), letters(purpose));
-            let missing = a.iter().filter(|c| !b.contains(c)).count();
-            let extra = b.iter().filter(|c| !a.contains(c)).count();
-            a == b || a.len().abs_diff(b.len()) <= 1 && missing + extra <= 1 && a.len() > 3
-        };
-        KNOWN.iter().find(near).copied()
+    /// What is wrong with a word that is neither a purpose nor like an id.
+    pub(super) fn unknown_word(&self) -> Option<String> {
+        let text = self.text.as_str();
+        let is_plain = matches!(self.selector(), Selector::Id(id) if id == text);
+        let hint = did_you_mean(text, &KNOWN);
+        (is_plain && is_word(text)).then(|| format!("{:?}{hint}", clip(text, 64)))
     }
+}
+
+/// Whether text is a word rather than an id, or resembles a purpose.
+fn is_word(text: &str) -> bool {
+    let is_uuid = text.len() == 36 && text.split('-').map(str::len).eq([8, 4, 4, 4, 12]);
+    let has_digit = text.chars().any(char::is_numeric);
+    let letters = text.chars().count() > 2 && text.chars().all(char::is_alphabetic);
+    !is_uuid && !has_digit && (letters || nearest(text, &KNOWN).is_some())
 }
 
 impl From<&str> for Participant {

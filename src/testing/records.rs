@@ -47,9 +47,8 @@ pub fn receipt(update: &Update) -> Receipt {
 
 fn resource_id(target: &Target) -> Option<String> {
     match target.participant_selector() {
-        Some(who) if who.is_id() => Some(who.to_string()),
-        // The one that was found.
-        Some(_) => Some("p-1".to_owned()),
+        // Of a purpose, the one that was found.
+        Some(who) => Some(who.as_id().unwrap_or("p-1").to_owned()),
         None => target.record().map(str::to_owned),
     }
 }

@@ -37,9 +37,8 @@ pub enum EndedPolicy {
     /// Write, flag it in the receipt and log a warning.
     #[default]
     Warn,
-    /// Refuse with [`ErrorKind::InvalidInput`]. An update that does not read (a warm one, or one
-    /// by participant id) does not know, and writes; nor do reads of secure attributes and custom
-    /// records tell.
+    /// Refuse with [`ErrorKind::InvalidInput`]. Every update then reads before it writes: secure
+    /// attributes and custom records need a read of the conversation beside their own.
     Refuse,
 }
 

@@ -115,7 +115,7 @@ impl Core {
                 return Err(call.failed(error));
             }
         };
-        Run::new(self, job, summary).preview()
+        Run::new(self, job, summary).preview(&mut call)
     }
 
     /// Checks an update, takes its turn, runs it, records and tells what came of it.

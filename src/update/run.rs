@@ -19,11 +19,12 @@ use crate::report::receipt::{Outcome, Snapshot};
 use crate::session::exchange::{Call, Next, Progress, Purpose, Reply, Stop, Work};
 use crate::session::retry::Failure;
 use crate::store::cache::Cached;
-use crate::store::{Change, TargetState};
+use crate::store::{Change, Participant, Target, TargetState};
 use crate::util::clock::sleep_unless;
 use crate::util::date::Rfc3339;
 use crate::util::sync::discard;
 use crate::values::attributes::Attributes;
+use crate::values::version::same_version;
 
 /// One update under way.
 pub(super) struct Run<'a> {
@@ -124,6 +125,7 @@ impl<'a> Run<'a> {
         // A clock or closure of the caller's that panics must not leave an intent without its
         // outcome: that would look like a crash.
         let ended = catch_unwind(AssertUnwindSafe(|| {
+            self.check_end_elsewhere(call)?;
             let wire = &self.core.session.wire;
             match wire.run(call, self) {
                 End::Applied => Ok((Outcome::Applied, self.applied(call)?)),
@@ -134,7 +136,10 @@ impl<'a> Run<'a> {
                     Ok((Outcome::AlreadyApplied, version))
                 }
                 End::Unchanged => Ok((Outcome::Unchanged, self.summary.state.version.clone())),
-                End::Failed(cause) => Err(self.error(cause)),
+                End::Failed(cause) => {
+                    let error = self.error(cause);
+                    Err(self.explained(call, error))
+                }
             }
         }));
         let ended = ended.unwrap_or_else(|payload| {
@@ -154,9 +159,50 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// Reads the conversation where ended ones are refused and the target does not show the end.
+    fn check_end_elsewhere(&mut self, call: &mut Call<'_>) -> Result<()> {
+        let (core, target) = (self.core, self.summary.target);
+        if core.ended != EndedPolicy::Refuse || target.shows_end() {
+            return Ok(());
+        }
+        let ended = core.session.fetch(call, &target.path(), |response| {
+            if response.is_success() {
+                Target::end_of(response).map_err(|failure| (failure.error, failure.transient))
+            } else {
+                Err((core.refusal(target, response, &[]), false))
+            }
+        })?;
+        self.summary.conversation_ended = Some(ended.is_some());
+        refused_if_ended(ended.as_ref())
+    }
+
+    /// Adds to a 404 for a participant's id which participants the conversation has.
+    fn explained(&self, call: &mut Call<'_>, error: Error) -> Error {
+        let (core, target) = (self.core, self.summary.target);
+        let by_id = target.participant_selector().and_then(Participant::as_id);
+        if error.http_status() != Some(404) || by_id.is_none() || self.was_read {
+            return error;
+        }
+        let read = core.session.fetch(call, &target.path(), |response| {
+            if response.is_success() {
+                Ok(target.who_is_there(response))
+            } else {
+                Err((core.refusal(target, response, &[]), false))
+            }
+        });
+        match read {
+            Ok(Some(there)) => error.and(&there),
+            Err(read) if read.kind() == ErrorKind::NotFound => {
+                error.and("the conversation itself does not exist: check its id and the region")
+            }
+            _ => error,
+        }
+    }
+
     fn begin(&mut self) -> Event {
         let target = self.summary.target;
         let must_read = self.compute.is_some()
+            || self.core.ended == EndedPolicy::Refuse && target.shows_end()
             || self.update.skip_unchanged
             || self.summary.wanted.keys().any(|key| target.is_guarded(key));
         let cached = target.cache_key().and_then(|key| self.core.cache.get(&key));
@@ -219,7 +265,8 @@ impl<'a> Run<'a> {
     }
 
     /// What the target holds, once that allows the write.
-    pub(super) fn preview(mut self) -> Result<Snapshot> {
+    pub(super) fn preview(mut self, call: &mut Call<'_>) -> Result<Snapshot> {
+        self.check_end_elsewhere(call)?;
         self.evaluate()?;
         snapshot(self.summary.target, &self.summary.state)
     }
@@ -230,7 +277,10 @@ impl<'a> Run<'a> {
         self.check_ended()?;
         let state = &self.summary.state;
         if let Some(expected) = &update.if_version
-            && state.version.as_ref() != Some(expected)
+            && !state
+                .version
+                .as_ref()
+                .is_some_and(|now| same_version(now, expected))
         {
             return Err(Error::new(
                 ErrorKind::Conflict,
@@ -272,8 +322,7 @@ impl<'a> Run<'a> {
             return Ok(());
         };
         if self.core.ended == EndedPolicy::Refuse {
-            let refused = Violation::new("conversationId", Rule::Ended, how.clone());
-            return Err(Error::violated(vec![refused]));
+            return refused_if_ended(Some(how));
         }
         if self.core.ended == EndedPolicy::Warn && known != Some(true) {
             warn!(
@@ -522,5 +571,15 @@ impl<'a> Run<'a> {
                  report it",
             )
         })
+    }
+}
+
+fn refused_if_ended(how: Option<&String>) -> Result<()> {
+    match how {
+        None => Ok(()),
+        Some(how) => {
+            let refused = Violation::new("conversationId", Rule::Ended, how.clone());
+            Err(Error::violated(vec![refused]))
+        }
     }
 }

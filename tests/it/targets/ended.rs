@@ -7,7 +7,7 @@ fn ended_conversation_policy_table() {
     use EndedPolicy::{Allow, Refuse, Warn};
     let by_id = || Update::participant("c-1", "c-1-customer");
     for policy in [None, Some(Allow), Some(Warn), Some(Refuse)] {
-        // The update, and whether it reads what tells the end.
+        // The update, and whether it reads what tells the end when that is not refused.
         for (update, reads) in [
             (customer(), true),
             (by_id(), false),
@@ -31,7 +31,7 @@ fn ended_conversation_policy_table() {
                 .build()
                 .unwrap();
                 let result = client.update(&update.clone().set("k", "v"));
-                if policy == Some(Refuse) && reads {
+                if policy == Some(Refuse) {
                     let error = assert_error(result, ErrorKind::InvalidInput);
                     assert_eq!(violations(&error), ["conversationId: ended"]);
                     assert_eq!(error.violations()[0].rule, Rule::Ended);
@@ -84,6 +84,34 @@ fn ended_conversation_is_flagged_where_read_shows_it() {
     assert_eq!(receipt.conversation_ended, Some(true), "the read shows it");
 }
 
+#[test]
+fn ended_conversation_is_refused_also_when_the_client_is_warm() {
+    for update in [
+        customer(),
+        Update::participant("c-1", "c-1-customer"),
+        Update::conversation("c-1"),
+        Update::secure("c-1"),
+        Update::secure("c-1").unlocked(),
+        record(),
+    ] {
+        let sandbox = with_record();
+        let client = builder(&sandbox)
+            .ended_conversations(EndedPolicy::Refuse)
+            .build()
+            .unwrap();
+        let update = update.set("k", "v");
+        for _ in 0..2 {
+            client.update(&update).unwrap();
+        }
+        change_in(&sandbox, |c| c.end_time = Some(END.into()));
+        let error = assert_error(client.update(&update), ErrorKind::InvalidInput);
+        assert_eq!(violations(&error), ["conversationId: ended"], "{update:?}");
+        assert_eq!((error.attempts(), error.requests()), (0, 1), "{update:?}");
+        let error = client.preview(&update).unwrap_err();
+        assert_eq!(violations(&error), ["conversationId: ended"], "{update:?}");
+    }
+}
+
 /// What is in place is in place: a refusal afterwards would say that nothing was written.
 #[test]
 fn ended_conversation_refused_does_not_hide_applied_write() {
@@ -92,11 +120,14 @@ fn ended_conversation_refused_does_not_hide_applied_write() {
         .ended_conversations(EndedPolicy::Refuse)
         .build()
         .unwrap();
-    let update = Update::conversation("c-1").set("k", 1);
-    client.update(&update).unwrap();
-    change_in(&sandbox, |c| c.end_time = Some(END.into()));
-    script(&sandbox, [applied_then_503()]);
-    let receipt = client.update(&update.set("k", 2)).unwrap();
+    let before = json!({"id": "c-1", "version": "1", "attributes": {}});
+    let after = json!({"id": "c-1", "version": "2", "attributes": {"k": 1}, "endTime": END});
+    let reads = [before, after].map(|body| Fault::on_read(raw(200, body)));
+    let [first, second] = reads;
+    script(&sandbox, [first, applied_then_503(), second]);
+    let receipt = client
+        .update(&Update::conversation("c-1").set("k", 1))
+        .unwrap();
     assert_eq!(receipt.outcome, Outcome::AlreadyApplied);
     // A conflict shows the end, and then nothing is written.
     let sandbox = with(|c| c.end_time = Some(END.into()));

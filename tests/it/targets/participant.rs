@@ -75,12 +75,30 @@ fn participant_by_id_costs_one_request() {
         assert_eq!(receipt.resource_id.as_deref(), Some("c-1-agent"));
         assert_seen(&sandbox, ["PATCH ~/participants/c-1-agent/attributes 202"]);
     }
-    // Nobody: final, and not looked for.
-    let unknown = Update::participant("c-1", "nobody").set("k", "v");
+    // An id of nobody: final, and one read tells who is there.
+    let unknown = Update::participant("c-1", "nobody-1").set("k", "v");
     let error = assert_error(client.update(&unknown), ErrorKind::NotFound);
-    assert_eq!((error.http_status(), error.requests()), (Some(404), 1));
+    assert_eq!((error.http_status(), error.requests()), (Some(404), 2));
     assert!(!error.may_have_applied() && !error.is_transient());
-    assert_seen(&sandbox, ["PATCH ~/participants/nobody/attributes 404"]);
+    assert!(error.to_string().contains("agent c-1-agent"), "{error}");
+    assert_seen(
+        &sandbox,
+        ["PATCH ~/participants/nobody-1/attributes 404", "GET ~ 200"],
+    );
+    let elsewhere = Update::participant("c-9", "nobody-1").set("k", "v");
+    let error = assert_error(client.update(&elsewhere), ErrorKind::NotFound);
+    let missing = "the conversation itself does not exist";
+    assert!(error.to_string().contains(missing), "{error}");
+    sandbox.requests();
+    // A word is no id: nothing is sent.
+    for word in ["Customer", "custmer", "nobody"] {
+        let update = Update::participant("c-1", word).set("k", "v");
+        let error = assert_error(client.update(&update), ErrorKind::InvalidInput);
+        assert_eq!(
+            (error.violations()[0].rule, error.requests()),
+            (Rule::UnknownPurpose, 0)
+        );
+    }
 }
 
 #[test]

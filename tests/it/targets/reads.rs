@@ -83,7 +83,7 @@ fn read_of_absent_resource_is_told() {
     for target in [
         &Target::conversation("c-9"),
         &Target::participant("c-9", "customer"),
-        &Target::participant("c-1", "nobody"),
+        &Target::participant("c-1", "id:nobody"),
         &Target::participant("c-1", "purpose:ivr"),
         &Target::secure("c-9"),
         &Target::custom("c-1", "r-1"),
