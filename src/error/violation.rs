@@ -191,7 +191,7 @@ impl fmt::Display for Violation {
                 "{found} is neither a purpose of the platform nor like the id of a participant: \
                  write purpose:NAME for any purpose, or id:ID for any id"
             ),
-            Rule::SeveralParticipants => write!(f, "{found}: give the id of one"),
+            Rule::SeveralParticipants => f.write_str(found),
             Rule::Unsupported => write!(f, "{key} cannot be used here: {found}"),
             Rule::Schema => write!(f, "{key:?} breaks the schema: found {found}"),
             Rule::Custom(name) => write!(f, "{key:?} breaks the rule {name}: {found}"),

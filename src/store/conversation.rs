@@ -85,6 +85,11 @@ impl Kind for Conversation {
         matches!(response.status(), 409 | 412)
     }
 
+    /// Plain text is sent as an entity tag: both name the same version.
+    fn is_version(&self, now: &str, demanded: &str) -> bool {
+        now == demanded || entity_tag(demanded) == now
+    }
+
     /// Where it is of the same form as the one that the write was locked with.
     fn version_written(&self, state: &TargetState, response: &Response) -> Option<String> {
         #[derive(Deserialize)]

@@ -153,6 +153,11 @@ trait Kind {
         None
     }
 
+    /// Whether the version that was read is the one that the caller demands.
+    fn is_version(&self, now: &str, demanded: &str) -> bool {
+        now == demanded
+    }
+
     /// What a read of the conversation tells of a write that was answered with 404.
     fn who_is_there(&self, _conversation: &Response) -> Option<String> {
         None
@@ -379,6 +384,11 @@ impl Target {
     /// What else to do about an answer that is no success.
     pub(crate) fn advice(&self, status: u16, endpoint_missing: bool) -> Option<String> {
         dispatch!(self, kind => kind.advice(status, endpoint_missing))
+    }
+
+    /// Whether the version that was read is the one that the caller demands.
+    pub(crate) fn is_version(&self, now: &str, demanded: &str) -> bool {
+        dispatch!(self, kind => kind.is_version(now, demanded))
     }
 
     /// What a read of the conversation tells of a write that was answered with 404.

@@ -69,6 +69,11 @@ impl Participant {
     }
 }
 
+fn ids(participants: &[&ParticipantBody]) -> String {
+    let ids = participants.iter().filter_map(|p| p.id.as_deref());
+    Vec::from_iter(ids).join(", ")
+}
+
 /// The participants of a conversation, for a message.
 fn list(participants: &[&ParticipantBody]) -> String {
     const MOST: usize = 20;
@@ -367,7 +372,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "customer means 2 participants (customer 1 (Ann B) since 2026-01-01T00:00:00Z, active; \
-             customer 2, active): give the id of one"
+             customer 2, active); give the id of one: 1, 2"
         );
     }
 

@@ -144,8 +144,11 @@ impl Participant {
 fn is_word(text: &str) -> bool {
     let is_uuid = text.len() == 36 && text.split('-').map(str::len).eq([8, 4, 4, 4, 12]);
     let has_digit = text.chars().any(char::is_numeric);
+    let is_plain = text
+        .chars()
+        .all(|c| c.is_alphabetic() || c == '_' || c == '-');
     let letters = text.chars().count() > 2 && text.chars().all(char::is_alphabetic);
-    !is_uuid && !has_digit && (letters || nearest(text, &KNOWN).is_some())
+    !is_uuid && !has_digit && (letters || is_plain && nearest(text, &KNOWN).is_some())
 }
 
 impl From<&str> for Participant {

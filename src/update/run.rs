@@ -24,7 +24,6 @@ use crate::util::clock::sleep_unless;
 use crate::util::date::Rfc3339;
 use crate::util::sync::discard;
 use crate::values::attributes::Attributes;
-use crate::values::version::same_version;
 
 /// One update under way.
 pub(super) struct Run<'a> {
@@ -280,7 +279,7 @@ impl<'a> Run<'a> {
             && !state
                 .version
                 .as_ref()
-                .is_some_and(|now| same_version(now, expected))
+                .is_some_and(|now| target.is_version(now, expected))
         {
             return Err(Error::new(
                 ErrorKind::Conflict,

@@ -182,7 +182,7 @@ fn audit_ids_are_unique_across_clients() {
 fn audit_update_inside_of_another_clients_sink_has_both_records_or_none() {
     for (status, expected) in [
         (202, Status::Applied),
-        (404, Status::Failed),
+        (403, Status::Failed),
         (500, Status::Failed),
     ] {
         let inner = Fake::named(status.to_string());

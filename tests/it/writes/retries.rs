@@ -84,6 +84,9 @@ fn ambiguous_attempt_marks_all_that_follow() {
                     "PATCH",
                     Response::new(last).with_header("Retry-After", "999"),
                 );
+            if last == 404 && matches!(kind, Unlocked) {
+                fake.status("GET", 403);
+            }
             let error = fake.client().update(&kind.update()).unwrap_err();
             assert_eq!(error.http_status(), Some(last));
             assert!(error.may_have_applied());
