@@ -54,9 +54,10 @@ impl Participant {
                 "participant",
                 Rule::SeveralParticipants,
                 format!(
-                    "{self} means {} participants ({})",
+                    "{self} means {} participants ({}); give the id of one: {}",
                     several.len(),
-                    list(several)
+                    list(several),
+                    ids(several)
                 ),
             )])),
         }

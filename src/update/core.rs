@@ -7,7 +7,7 @@ use log::warn;
 
 use super::summary::Summary;
 use super::{Edit, Update};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Rule, Violation};
 use crate::http::Response;
 use crate::report::audit::{self, AuditMode, AuditRecord, AuditSink};
 use crate::report::event::Listeners;
@@ -18,7 +18,7 @@ use crate::session::exchange::Call;
 use crate::session::problem;
 use crate::session::retry::{Caller, RetryPolicy};
 use crate::store::cache::Cache;
-use crate::store::{Target, TargetState};
+use crate::store::{Participant, ReadFailure, Target, TargetState};
 use crate::util::clock::Clock;
 use crate::util::keyed_lock::KeyedLock;
 use crate::util::process::Process;
@@ -157,6 +157,51 @@ impl Core {
         })
     }
 
+    /// Reads the conversation where ended ones are refused and the target does not show the end.
+    pub(super) fn end_elsewhere(
+        &self,
+        target: &Target,
+        call: &mut Call<'_>,
+    ) -> Result<Option<bool>> {
+        if self.ended != EndedPolicy::Refuse || target.shows_end() {
+            return Ok(None);
+        }
+        match self.read_conversation(target, call, Target::end_of)? {
+            Some(how) => Err(ended(&how)),
+            None => Ok(Some(false)),
+        }
+    }
+
+    /// Adds to a 404 for a participant's id which participants the conversation has.
+    pub(super) fn explained(&self, target: &Target, call: &mut Call<'_>, error: Error) -> Error {
+        let by_id = target.participant_selector().and_then(Participant::as_id);
+        if error.http_status() != Some(404) || by_id.is_none() {
+            return error;
+        }
+        match self.read_conversation(target, call, |read| Ok(target.who_is_there(read))) {
+            Ok(Some(there)) => error.and(&there),
+            Err(read) if read.kind() == ErrorKind::NotFound => {
+                error.and("the conversation itself does not exist: check its id and the region")
+            }
+            _ => error,
+        }
+    }
+
+    fn read_conversation<T>(
+        &self,
+        target: &Target,
+        call: &mut Call<'_>,
+        parse: impl Fn(&Response) -> Result<T, ReadFailure>,
+    ) -> Result<T> {
+        self.session.fetch(call, &target.path(), |response| {
+            if response.is_success() {
+                parse(response).map_err(|failure| (failure.error, failure.transient))
+            } else {
+                Err((self.refusal(target, response, &[]), false))
+            }
+        })
+    }
+
     /// The error for an answer that is no success. Values of `hidden` are masked in its text.
     pub(super) fn refusal(
         &self,
@@ -205,4 +250,9 @@ pub(super) fn snapshot(target: &Target, state: &TargetState) -> Result<Snapshot>
         attributes,
         conversation_ended: target.shows_end().then_some(state.ended.is_some()),
     })
+}
+
+/// The refusal of an update of a conversation that has ended.
+pub(super) fn ended(how: &str) -> Error {
+    Error::violated(vec![Violation::new("conversationId", Rule::Ended, how)])
 }

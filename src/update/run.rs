@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use log::warn;
 
-use super::core::{Compute, Core, EndedPolicy, Job, snapshot, with_advice};
+use super::core::{Compute, Core, EndedPolicy, Job, ended, snapshot, with_advice};
 use super::machine::{Cause, End, Event, Machine, Rules, Step};
 use super::summary::Summary;
 use super::{Update, fits};
@@ -19,7 +19,7 @@ use crate::report::receipt::{Outcome, Snapshot};
 use crate::session::exchange::{Call, Next, Progress, Purpose, Reply, Stop, Work};
 use crate::session::retry::Failure;
 use crate::store::cache::Cached;
-use crate::store::{Change, Participant, Target, TargetState};
+use crate::store::{Change, TargetState};
 use crate::util::clock::sleep_unless;
 use crate::util::date::Rfc3339;
 use crate::util::sync::discard;
@@ -124,7 +124,8 @@ impl<'a> Run<'a> {
         // A clock or closure of the caller's that panics must not leave an intent without its
         // outcome: that would look like a crash.
         let ended = catch_unwind(AssertUnwindSafe(|| {
-            self.check_end_elsewhere(call)?;
+            let target = self.summary.target;
+            self.summary.conversation_ended = self.core.end_elsewhere(target, call)?;
             let wire = &self.core.session.wire;
             match wire.run(call, self) {
                 End::Applied => Ok((Outcome::Applied, self.applied(call)?)),
@@ -137,7 +138,10 @@ impl<'a> Run<'a> {
                 End::Unchanged => Ok((Outcome::Unchanged, self.summary.state.version.clone())),
                 End::Failed(cause) => {
                     let error = self.error(cause);
-                    Err(self.explained(call, error))
+                    Err(match self.was_read {
+                        true => error,
+                        false => self.core.explained(target, call, error),
+                    })
                 }
             }
         }));
@@ -156,46 +160,6 @@ impl<'a> Run<'a> {
             let may_have_applied = self.machine.may_have_applied() || error.may_have_applied();
             call.failed(error).with_may_have_applied(may_have_applied)
         })
-    }
-
-    /// Reads the conversation where ended ones are refused and the target does not show the end.
-    fn check_end_elsewhere(&mut self, call: &mut Call<'_>) -> Result<()> {
-        let (core, target) = (self.core, self.summary.target);
-        if core.ended != EndedPolicy::Refuse || target.shows_end() {
-            return Ok(());
-        }
-        let ended = core.session.fetch(call, &target.path(), |response| {
-            if response.is_success() {
-                Target::end_of(response).map_err(|failure| (failure.error, failure.transient))
-            } else {
-                Err((core.refusal(target, response, &[]), false))
-            }
-        })?;
-        self.summary.conversation_ended = Some(ended.is_some());
-        refused_if_ended(ended.as_ref())
-    }
-
-    /// Adds to a 404 for a participant's id which participants the conversation has.
-    fn explained(&self, call: &mut Call<'_>, error: Error) -> Error {
-        let (core, target) = (self.core, self.summary.target);
-        let by_id = target.participant_selector().and_then(Participant::as_id);
-        if error.http_status() != Some(404) || by_id.is_none() || self.was_read {
-            return error;
-        }
-        let read = core.session.fetch(call, &target.path(), |response| {
-            if response.is_success() {
-                Ok(target.who_is_there(response))
-            } else {
-                Err((core.refusal(target, response, &[]), false))
-            }
-        });
-        match read {
-            Ok(Some(there)) => error.and(&there),
-            Err(read) if read.kind() == ErrorKind::NotFound => {
-                error.and("the conversation itself does not exist: check its id and the region")
-            }
-            _ => error,
-        }
     }
 
     fn begin(&mut self) -> Event {
@@ -265,7 +229,7 @@ impl<'a> Run<'a> {
 
     /// What the target holds, once that allows the write.
     pub(super) fn preview(mut self, call: &mut Call<'_>) -> Result<Snapshot> {
-        self.check_end_elsewhere(call)?;
+        self.core.end_elsewhere(self.summary.target, call)?;
         self.evaluate()?;
         snapshot(self.summary.target, &self.summary.state)
     }
@@ -321,7 +285,7 @@ impl<'a> Run<'a> {
             return Ok(());
         };
         if self.core.ended == EndedPolicy::Refuse {
-            return refused_if_ended(Some(how));
+            return Err(ended(how));
         }
         if self.core.ended == EndedPolicy::Warn && known != Some(true) {
             warn!(
@@ -570,15 +534,5 @@ impl<'a> Run<'a> {
                  report it",
             )
         })
-    }
-}
-
-fn refused_if_ended(how: Option<&String>) -> Result<()> {
-    match how {
-        None => Ok(()),
-        Some(how) => {
-            let refused = Violation::new("conversationId", Rule::Ended, how.clone());
-            Err(Error::violated(vec![refused]))
-        }
     }
 }
