@@ -402,7 +402,9 @@ fn metrics_file_is_there_at_the_end_and_an_impossible_one_is_refused() {
     assert_eq!(server.requests(), before);
 }
 
+// A file has a mode on Unix alone.
 #[test]
+#[cfg(unix)]
 fn credentials_file_is_told_of_by_name_and_line() {
     use std::os::unix::fs::PermissionsExt;
     let (_, server) = plain();
