@@ -154,7 +154,7 @@ fn with_help(command: Command) -> Command {
     let exits: Vec<String> = exits_of(command.get_name())
         .map(|exit| format!("{} {}", exit.status, exit.short))
         .collect();
-    let _ = write!(text, "\nExit status: {}", exits.join(", "));
+    let _ = write!(text, "Exit status: {}", exits.join(", "));
     command
         .mut_args(|option| match heading(&option) {
             Some(_) => option.hide_short_help(true),

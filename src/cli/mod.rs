@@ -21,6 +21,7 @@ mod progress;
 mod records;
 mod rehearsal;
 mod results;
+mod sandbox;
 mod signals;
 mod sniff;
 mod source;
@@ -148,6 +149,7 @@ pub(crate) fn run(options: &Options) -> Run {
         Command::Status(asked) => status::status(asked, options.json),
         Command::Check(_) => commands::check(options),
         Command::Completions { shell } => print(&help::completions(*shell)),
+        Command::Sandbox(asked) => sandbox::run(asked),
         Command::Man => print(&help::man()),
     }
 }

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
+use serde::de::IgnoredAny;
+use serde_json::json;
 
 use super::files::is_standard_input;
 use super::words;
@@ -70,7 +72,10 @@ impl Options {
             }
             Command::Forward(asked) => (Some(&asked.source), None, None),
             Command::Check(source) => (Some(source), None, None),
-            Command::Status(_) | Command::Completions { .. } | Command::Man => (None, None, None),
+            Command::Status(_)
+            | Command::Sandbox(_)
+            | Command::Completions { .. }
+            | Command::Man => (None, None, None),
         };
         let checks = guards.map(|guards| &guards.checks).or(checks).cloned();
         self.client = ClientOptions {
@@ -150,6 +155,15 @@ pub(crate) enum Command {
                       genesys-attributes check --credentials client.env --json"
     )]
     Check(Source),
+    /// Run a stand-in for the platform on a port of this machine
+    ///
+    /// Prints the variables that a shell sets to use it, and keeps nothing when it ends.
+    #[command(
+        override_usage = "genesys-attributes sandbox [OPTIONS]",
+        after_help = "genesys-attributes sandbox\n\
+                      genesys-attributes sandbox --port 9000 --fault conflict=3 --latency 50"
+    )]
+    Sandbox(Sandbox),
     /// Print the completions for a shell
     ///
     /// To be sourced, or put where the shell looks for them.
@@ -283,6 +297,46 @@ pub(crate) struct Which {
     pub(crate) conversation: bool,
 }
 
+/// What a line of an input may say about its target.
+#[derive(serde::Deserialize)]
+struct Named {
+    target: Option<IgnoredAny>,
+    participant: Option<IgnoredAny>,
+    record: Option<IgnoredAny>,
+}
+
+impl Which {
+    /// Gives a record that names no target this one.
+    pub(crate) fn name_in(&self, record: String) -> String {
+        let fields = match (&self.participant, &self.custom) {
+            (Some(who), _) => json!({ "target": "participant", "participant": who }),
+            (_, Some(record)) => json!({ "target": "custom", "record": record }),
+            _ if self.secure => json!({ "target": "secure" }),
+            _ if self.conversation => json!({ "target": "conversation" }),
+            _ => return record,
+        };
+        // A record that can't be read is told as such later.
+        match serde_json::from_str::<Named>(&record) {
+            Ok(Named {
+                target: None,
+                participant: None,
+                record: None,
+            }) => {}
+            _ => return record,
+        }
+        // Its own text stays as it is, to the last digit.
+        let fields = fields.to_string();
+        let opened = fields.trim_end_matches('}');
+        match record.split_once('{') {
+            Some((before, rest)) if rest.trim_start().starts_with('}') => {
+                format!("{before}{opened}{rest}")
+            }
+            Some((before, rest)) => format!("{before}{opened},{rest}"),
+            None => record,
+        }
+    }
+}
+
 /// A conversation and which of its stores.
 #[derive(Args)]
 pub(crate) struct Address {
@@ -368,6 +422,9 @@ pub(crate) struct Input {
     pub(crate) file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) format: Format,
+    /// The target of lines that name none.
+    #[command(flatten)]
+    pub(crate) which: Which,
     /// Take only part I of N of the conversations
     ///
     /// Part I has the lines whose conversation id has an FNV-1a hash (64 bits) of I-1 modulo N.
@@ -533,4 +590,28 @@ pub(crate) struct Forward {
     pub(crate) metrics: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) source: Source,
+}
+
+#[derive(Args)]
+pub(crate) struct Sandbox {
+    /// Listen on this port; 0 takes a free one
+    #[arg(long, value_name = "N", default_value_t = 8080, help_heading = RUN)]
+    #[arg(value_parser = words::number::<u16>(0, 65_535))]
+    pub(crate) port: u16,
+    /// Only these conversations exist; may be repeated
+    ///
+    /// Without any, every conversation that a request names comes into being.
+    #[arg(long = "id", value_name = "CONVERSATION", help_heading = RUN)]
+    pub(crate) conversations: Vec<String>,
+    /// Fail each N-th request; may be repeated
+    ///
+    /// conflict=N: another writer comes first; throttle=N: 429; lost=N: a write is applied, but
+    /// answered 503.
+    #[arg(long = "fault", value_name = "NAME=N", help_heading = RUN)]
+    #[arg(value_parser = words::fault)]
+    pub(crate) faults: Vec<(String, u64)>,
+    /// Answer after this time
+    #[arg(long, value_name = "MS", default_value_t = 0, help_heading = RUN)]
+    #[arg(value_parser = words::number::<u64>(0, 600_000))]
+    pub(crate) latency: u64,
 }

@@ -8,7 +8,7 @@ use genesys_attributes::{Error, ErrorKind, Update};
 
 use super::csv::{Columns, cells};
 use super::digest::Digest;
-use super::options::{Input, Shard};
+use super::options::{Input, Shard, Which};
 use super::split::{self, LONGEST, Piece};
 use super::{Failure, screen};
 
@@ -36,6 +36,8 @@ type Source = Box<dyn BufRead + Send>;
 pub(crate) struct Lines {
     source: Source,
     table: Option<Table>,
+    /// The target of lines that name none.
+    which: Which,
     shard: Option<Shard>,
     /// The file that is read, and its size when it was opened.
     watched: Option<(Arc<File>, u64)>,
@@ -72,6 +74,7 @@ impl Lines {
         let mut lines = Lines {
             source,
             table: None,
+            which: input.which.clone(),
             shard: input.shard,
             watched,
             number: 0,
@@ -191,7 +194,7 @@ impl Lines {
         });
         let update = update
             .map_err(|problem| Error::new(ErrorKind::InvalidInput, problem))
-            .and_then(|record| record.parse::<Update>());
+            .and_then(|record| self.which.name_in(record).parse::<Update>());
         let ours = self.shard.is_none_or(|shard| {
             let named = match &update {
                 Ok(update) => Some(update.target().conversation_id().to_owned()),

@@ -10,6 +10,7 @@ fn input(delimiter: Option<u8>, shard: Option<Shard>) -> Input {
             csv: false,
             delimiter,
         },
+        which: Default::default(),
         shard,
     }
 }

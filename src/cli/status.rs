@@ -95,6 +95,7 @@ pub(crate) fn status(asked: &Status, as_json: bool) -> Run {
     let input = asked.file.as_ref().map(|file| Input {
         file: Some(file.clone()).filter(|file| file.as_os_str() != "-"),
         format: asked.format.clone(),
+        which: Default::default(),
         shard: None,
     });
     let input = input.as_ref();

@@ -33,9 +33,20 @@ pub(crate) fn delimiter(text: &str) -> Result<u8> {
 /// A file that is written. Standard output is not one of them.
 pub(crate) fn output(text: &str) -> Result<PathBuf> {
     match text {
-        "-" => Err("takes the name of a file, and - is none".into()),
+        "-" => Err("cannot be -: name a file".into()),
         _ => Ok(PathBuf::from(text)),
     }
+}
+
+/// A fault of the sandbox, and how often it happens.
+pub(crate) fn fault(text: &str) -> Result<(String, u64)> {
+    let given = text.split_once('=').and_then(|(name, every)| {
+        let every = every.parse().ok().filter(|every| *every > 0)?;
+        ["conflict", "throttle", "lost"]
+            .contains(&name)
+            .then(|| (name.to_owned(), every))
+    });
+    given.ok_or_else(|| "takes conflict=N, throttle=N or lost=N: each N-th request".into())
 }
 
 /// An id becomes part of an address, and is shown. No id holds the sign of an attribute.

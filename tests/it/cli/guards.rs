@@ -249,9 +249,7 @@ fn output_file_of_another_kind_is_refused_before_anything_is_sent() {
             .args([option, "-"]));
         assert_eq!(ended.code, 2, "{option}: {}", ended.err);
         assert!(
-            ended
-                .err
-                .contains(&format!("{option} takes the name of a file")),
+            ended.err.contains(&format!("{option} cannot be -")),
             "{}",
             ended.err
         );
@@ -505,5 +503,62 @@ fn signal_that_was_ignored_at_the_start_does_not_stop_a_batch() {
     }
     gate.open();
     let ended = ended(child.wait_with_output().unwrap());
+    assert_eq!(ended.code, 0, "{}", ended.err);
+}
+
+#[test]
+fn batch_gives_a_target_to_the_lines_that_name_none() {
+    let sandbox = crate::sandbox::Sandbox::start();
+    sandbox.world(|world| world.auto_create = true);
+    let folder = Folder::new("default-target");
+    let json = "{\"conversationId\":\"c-1\",\"attributes\":{\"k\":\"v\"}}\n\
+                {\"conversationId\":\"c-2\",\"target\":\"secure\",\"attributes\":{\"k\":\"w\"}}\n";
+    let csv = "conversationId,k\nc-3,v\n";
+    for (text, option, ids) in [
+        (json, None, ["c-1", "c-2"]),
+        (csv, Some("--csv"), ["c-3", "c-4"]),
+    ] {
+        let input = folder.file("in", text);
+        let mut command = bare();
+        command
+            .env("GENESYS_CLOUD_BASE_URL", sandbox.url())
+            .env("GENESYS_CLOUD_CLIENT_ID", crate::sandbox::CLIENT_ID)
+            .env("GENESYS_CLOUD_CLIENT_SECRET", crate::sandbox::CLIENT_SECRET)
+            .args(["batch", "--participant", "customer"])
+            .arg(&input)
+            .args(option);
+        let ended = run(&mut command);
+        assert_eq!(ended.code, 0, "{}", ended.err);
+        sandbox.world(|world| {
+            let customer = &world.conversations[ids[0]].participants;
+            let customer = customer
+                .iter()
+                .find(|one| one.purpose == "customer")
+                .unwrap();
+            assert_eq!(customer.attributes["k"], "v");
+            if option.is_none() {
+                let secure = world.conversations[ids[1]].secure.as_ref().unwrap();
+                assert_eq!(secure.attributes["k"], "w");
+            }
+        });
+    }
+}
+
+#[test]
+fn sandbox_prints_what_a_shell_needs_and_answers() {
+    let mut child = bare();
+    child.args(["sandbox", "--port", "0", "--fault", "conflict=2"]);
+    let child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = super::files::Killed(child.unwrap());
+    let mut out = std::io::BufReader::new(child.0.stdout.take().unwrap());
+    let mut update = bare();
+    for name in ["BASE_URL", "CLIENT_ID", "CLIENT_SECRET"] {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+        let (found, value) = line.trim().split_once('=').unwrap();
+        assert_eq!(found, format!("export GENESYS_CLOUD_{name}"));
+        update.env(format!("GENESYS_CLOUD_{name}"), value);
+    }
+    let ended = run(update.args(["update", "c-1", "--participant", "customer", "tier=gold"]));
     assert_eq!(ended.code, 0, "{}", ended.err);
 }
