@@ -14,6 +14,7 @@ use crate::report::audit;
 use crate::report::event::Subscription;
 use crate::report::metrics::Metrics;
 use crate::report::receipt::{Identity, Receipt, Snapshot};
+use crate::session::exchange::Purpose;
 use crate::session::retry::Caller;
 use crate::store::Target;
 use crate::store::cache::Cached;
@@ -126,7 +127,7 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn update(&self, update: &Update) -> Result<Receipt> {
-        self.execute(update, Caller::Single, None)
+        self.core()?.execute(Job::new(update, Caller::Single, None))
     }
 
     /// As [`Client::update`], ending early when `cancel` is set.
@@ -144,23 +145,15 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn update_cancellable(&self, update: &Update, cancel: &Cancel) -> Result<Receipt> {
-        self.execute(update, Caller::Single, Some(cancel))
+        let job = Job::new(update, Caller::Single, Some(cancel));
+        self.core()?.execute(job)
     }
 
     /// As [`Client::update_cancellable`], for a batch: a 429 is waited out however often it comes,
     /// and a login that is held off is an error at once, for the batch to wait as a whole.
     pub(crate) fn update_in_batch(&self, update: &Update, cancel: &Cancel) -> Result<Receipt> {
-        self.execute(update, Caller::Batch, Some(cancel))
-    }
-
-    fn execute(&self, update: &Update, caller: Caller, cancel: Option<&Cancel>) -> Result<Receipt> {
-        self.core()?.execute(Job {
-            update,
-            compute: None,
-            unique: false,
-            caller,
-            cancel,
-        })
+        let job = Job::new(update, Caller::Batch, Some(cancel));
+        self.core()?.execute(job)
     }
 
     /// Reads, computes and writes under the lock of the target: `compute` gets the current values
@@ -443,8 +436,15 @@ impl Client {
             .wire
             .begin(policy, Caller::Batch, path, Some(cancel));
         let request = session.read_request(path);
-        match session.get(&mut call, request, policy.max_attempts) {
-            Ok(response) => Ok(!matches!(response.status, 408 | 500 | 502..=504)),
+        let (read, most) = (Purpose::Read, policy.max_attempts);
+        let answered = session
+            .wire
+            .request(&mut call, request, read, most, |reply| {
+                let failure = reply.failure;
+                (reply.result.map(|_| !failure.may()), failure)
+            });
+        match answered {
+            Ok(is_sound) => Ok(is_sound),
             Err(error) => match error.kind() {
                 ErrorKind::Cancelled => Err(error),
                 ErrorKind::Connect

@@ -250,7 +250,7 @@ impl TokenSource {
             .expires
             .map(|end| end.saturating_duration_since(now) / 2);
         let limit = left.unwrap_or(MAX_EARLY).min(MAX_EARLY);
-        let (refreshed, _) = self.refresh(call, limit, true);
+        let refreshed = self.refresh(call, limit, true);
         let took = self.wire.clock.now().saturating_duration_since(now);
         call.budget.extend(took);
         match refreshed {
@@ -284,36 +284,30 @@ impl TokenSource {
 
     /// Logs in, for all callers, within `rest`.
     fn log_in(&self, call: &mut Call<'_>, rest: Duration) -> Result<Arc<Token>, Stop> {
-        let (refreshed, free) = self.refresh(call, rest, false);
-        call.budget.extend(free);
-        refreshed.map_err(|error| match error.kind() {
-            ErrorKind::Cancelled => Stop::Cancelled(error),
-            _ => Stop::Refused(error),
-        })
+        self.refresh(call, rest, false)
+            .map_err(|error| match error.kind() {
+                ErrorKind::Cancelled => Stop::Cancelled(error),
+                _ => Stop::Refused(error),
+            })
     }
 
     /// Logs in within `limit` and tells the waiting callers; `early`: the old token is still valid.
-    /// Also returns the time that does not use up the deadline of the update.
-    fn refresh(
-        &self,
-        call: &Call<'_>,
-        limit: Duration,
-        early: bool,
-    ) -> (Result<Arc<Token>>, Duration) {
+    fn refresh(&self, call: &mut Call<'_>, limit: Duration, early: bool) -> Result<Arc<Token>> {
         let mut refreshing = Refreshing {
             source: self,
             early,
             hurried: limit < self.wire.longest_request,
             outcome: None,
         };
-        let (outcome, free) = self.login(call, limit, early);
+        let outcome = self.login(call, limit, early);
         refreshing.outcome = Some(outcome.clone());
-        (outcome, free)
+        outcome
     }
 
-    fn login(&self, of: &Call<'_>, limit: Duration, early: bool) -> (Result<Arc<Token>>, Duration) {
+    /// Asks the login endpoint for a token, in a call of its own.
+    fn login(&self, of: &mut Call<'_>, limit: Duration, early: bool) -> Result<Arc<Token>> {
         let (id, secret) = match &self.credentials.0 {
-            Kind::Token(token) => return (Ok(self.issued(token.expose(), None)), Duration::ZERO),
+            Kind::Token(token) => return Ok(self.issued(token.expose(), None)),
             Kind::Client { id, secret } => (id, secret),
         };
         let mut request = Request::new(Method::Post, format!("{}/oauth/token", self.login_url));
@@ -345,16 +339,17 @@ impl TokenSource {
                 let again = caller == Caller::Single && result.as_ref().is_err_and(is_strange);
                 (result, reply.failure.or_again(again))
             });
-        let free = call.budget.extended();
-        let (token, life) = match granted {
-            Ok(granted) => granted,
-            Err(error) if error.kind() == ErrorKind::Cancelled => return (Err(error), free),
-            Err(error) => return (Err(login_error(error)), free),
-        };
+        if !early {
+            of.budget.extend(call.budget.extended());
+        }
+        let (token, life) = granted.map_err(|error| match error.kind() {
+            ErrorKind::Cancelled => error,
+            _ => login_error(error),
+        })?;
         self.wire.counters.token_refreshes.increment();
         // Counted from before the request: the safe side.
         let from = call.sent.unwrap_or_else(|| self.wire.clock.now());
-        (Ok(self.issued(&token, Some((from, life)))), free)
+        Ok(self.issued(&token, Some((from, life))))
     }
 
     fn issued(&self, token: &str, life: Option<(Instant, Duration)>) -> Arc<Token> {

@@ -85,6 +85,19 @@ pub(crate) struct Job<'a> {
     pub(crate) cancel: Option<&'a Cancel>,
 }
 
+impl<'a> Job<'a> {
+    /// An update whose values are given.
+    pub(crate) fn new(update: &'a Update, caller: Caller, cancel: Option<&'a Cancel>) -> Job<'a> {
+        Job {
+            update,
+            compute: None,
+            unique: false,
+            caller,
+            cancel,
+        }
+    }
+}
+
 impl Core {
     pub(super) fn audit_id(&self, summary: &mut Summary<'_>) -> String {
         summary

@@ -98,13 +98,7 @@ impl Core {
         let id = target.conversation_id();
         let mut call = wire.begin(wire.policy, Caller::Single, id, cancel);
         let mut summary = Summary::new(target, wanted, &update.remove);
-        let job = Job {
-            update,
-            compute: None,
-            unique: false,
-            caller: Caller::Single,
-            cancel,
-        };
+        let job = Job::new(update, Caller::Single, cancel);
         summary.state = match self.read_state(target, &mut call, &[&summary.wanted]) {
             Ok(state) => state,
             // The write would create it.
