@@ -5,13 +5,15 @@ use super::*;
 impl Folder {
     /// A settings file for this server with more fields.
     fn settings(&self, server: &Server, more: Value) -> PathBuf {
-        use std::os::unix::fs::PermissionsExt;
         let mut fields = json!({ "baseUrl": server.url(), "clientId": "id", "clientSecret": SECRET,
             "proxy": false, "ratePerMinute": 0, "retry": { "maxAttempts": 1 } });
         let target = fields.as_object_mut().unwrap();
         target.extend(more.as_object().unwrap().clone());
         let file = self.file("settings.json", fields.to_string());
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        // On Unix a secret that others may read is warned of.
+        #[cfg(unix)]
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .unwrap();
         file
     }
 }
