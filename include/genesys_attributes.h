@@ -274,7 +274,7 @@ int gca_set_logger(void (*log)(void *userdata, int level, const char *target, co
 typedef struct gca_sandbox gca_sandbox;
 
 /* Starts one. options_json: {"port":8080}, 0 or left out for a free port; NULL is the same as "{}". *result: settings for
- * gca_client_new. */
+ * gca_client_new, without a rate limit. */
 int gca_sandbox_start(const char *options_json, gca_sandbox **sandbox, char **result);
 
 /* Adds a conversation with the participants "<id>-agent" and "<id>-customer", or empties one. */

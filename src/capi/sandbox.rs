@@ -27,6 +27,7 @@ fn start(port: u16) -> Result<(*mut Sandbox, String)> {
         "baseUrl": server.url(),
         "clientId": CLIENT_ID,
         "clientSecret": CLIENT_SECRET,
+        "ratePerMinute": 0,
     });
     let sandbox = Box::new(Sandbox {
         platform,
