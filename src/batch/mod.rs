@@ -1,54 +1,50 @@
 //! Many updates on a few threads: each conversation's in the order of the input, different
 //! conversations at the same time, in bounded memory.
 
-mod crew;
+mod item;
+mod journal;
 mod lookahead;
+mod notice;
 mod outage;
+mod past;
+mod progress;
 mod queue;
 mod report;
+mod worker;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::ControlFlow;
-use std::panic::resume_unwind;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::time::Duration;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::{Builder, Scope};
+use std::time::{Duration, Instant};
 
 use crate::client::Client;
-use crate::error::{Error, Result};
-use crate::update::Update;
-use crate::util::sync::Cancel;
+use crate::error::{Error, ErrorKind};
+use crate::session::limiter::Wait;
+use crate::util::sync::{Cancel, lock};
 
-use crew::{Crew, Message};
-use queue::Shared;
+use item::Line;
+use queue::{Shared, TICK};
 use report::Tally;
+use worker::{Message, Worker};
 
-#[cfg(feature = "capi")]
-pub(crate) use crew::NO_THREAD;
-pub use outage::Notice;
+pub use item::BatchItem;
+pub use journal::{FailedLines, Journal, JournalSummary};
+pub use notice::Notice;
+pub use past::Retry;
+pub use progress::{Progress, ProgressHandle, Waiting};
 pub use report::{BatchOutcome, BatchReport, StopReason};
 
-/// What a batch runs: an [`Update`], or the error of a line that is none.
-pub trait BatchItem {
-    /// The update, or why there is none. The error should not hold values.
-    ///
-    /// # Errors
-    ///
-    /// The line's outcome is `failed` with this error, for good unless it
-    /// [is transient](Error::is_transient).
-    fn into_update(self) -> Result<Update>;
-}
+/// How a panic of a batch begins for which the system had no thread.
+pub(crate) const NO_THREAD: &str = "the batch got no thread";
 
-impl BatchItem for Update {
-    fn into_update(self) -> Result<Update> {
-        Ok(self)
-    }
-}
-
-impl BatchItem for Result<Update, Error> {
-    fn into_update(self) -> Result<Update> {
-        self
-    }
-}
+/// Shorter waits are not worth a notice.
+const MIN_NOTED_WAIT: Duration = Duration::from_secs(1);
+/// How soon an input is asked again that had nothing yet.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Runs many updates.
 ///
@@ -115,16 +111,14 @@ pub struct Batch {
     workers: usize,
     stop_after: Option<u64>,
     max_outage: Duration,
+    journal: Option<PathBuf>,
+    retry: Retry,
     on_notice: Option<Observer>,
+    progress: ProgressHandle,
     cancel: Cancel,
 }
 
 type Observer = Box<dyn Fn(&Notice) + Send + Sync>;
-
-/// How often the calling thread looks around while there is nothing to hand over.
-const TICK: Duration = Duration::from_millis(50);
-/// Shorter pauses are not worth a notice.
-const MIN_NOTED_PAUSE: Duration = Duration::from_secs(1);
 
 impl Batch {
     /// A batch of one worker on `client`.
@@ -134,7 +128,10 @@ impl Batch {
             workers: 1,
             stop_after: None,
             max_outage: Duration::from_secs(600),
+            journal: None,
+            retry: Retry::None,
             on_notice: None,
+            progress: ProgressHandle::new(client),
             cancel: Cancel::new(),
         }
     }
@@ -187,8 +184,63 @@ impl Batch {
         self.cancel.clone()
     }
 
+    /// Keeps each outcome in this file, and goes on with what earlier runs left in it.
+    ///
+    /// The run compares the input with the journal before anything is sent: a line that was
+    /// applied and has changed since, or is missing, is an error by its number. It then runs the
+    /// lines that have no final outcome, in order, and after them those of the same conversation
+    /// that came later. Lines may be added at the end of the input. With
+    /// [`run_tagged`](Batch::run_tagged) the line numbers must increase.
+    ///
+    /// A file `.lock` beside it keeps a second writer out. The end of an outcome that a crash cut
+    /// off is removed. The journal takes 16 bytes of memory a line while the input is compared,
+    /// and the lines that run again are held until then. What goes wrong with it stops the batch
+    /// with [`StopReason::Journal`].
+    ///
+    /// ```no_run
+    /// use genesys_attributes::batch::{Journal, Retry};
+    /// use genesys_attributes::{Batch, Client, Update};
+    /// use std::ops::ControlFlow;
+    ///
+    /// let client = Client::from_env()?;
+    /// let updates = (1..=100).map(|n| Update::participant(format!("c-{n}"), "customer").set("n", n));
+    /// let report = Batch::new(&client)
+    ///     .journal("done.jsonl")
+    ///     .retry_failed(Retry::Changed)
+    ///     .run(updates, |_| ControlFlow::Continue(()));
+    /// println!("{report:?}, in all {:?}", Journal::summary("done.jsonl")?);
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
+    pub fn journal(mut self, path: impl Into<PathBuf>) -> Batch {
+        self.journal = Some(path.into());
+        self
+    }
+
+    /// Says which lines that failed for good run again: with `true` all of them, as they are now.
+    /// Lines that failed may then be corrected in the input, or taken from its end.
+    pub fn retry_failed(mut self, retry: impl Into<Retry>) -> Batch {
+        self.retry = retry.into();
+        self
+    }
+
+    /// Says how many lines the input has, so that [`Batch::progress`] knows how much is left.
+    pub fn expect_lines(self, lines: u64) -> Batch {
+        self.progress.expect(lines);
+        self
+    }
+
+    /// A handle that tells how far the batch is, from any thread. Take it before
+    /// [`run`](Batch::run).
+    pub fn progress(&self) -> ProgressHandle {
+        self.progress.clone()
+    }
+
     /// Runs the updates, and hands each outcome to `each` on this thread as it completes, those of
     /// one conversation in order. The items are [`Update`]s or `Result<Update, Error>`s.
+    ///
+    /// This thread reads the input as well, so neither needs to be `Send`. While a read of the
+    /// input blocks, no outcome is handed over: an input that may have to wait gives `Option`s, and
+    /// `None` after a moment without an item.
     ///
     /// `Break` stops the batch: updates under way end at their next wait or request, and their
     /// outcomes are neither handed over nor counted. After any other stop, updates under way that
@@ -205,12 +257,12 @@ impl Batch {
     ) -> BatchReport
     where
         I: IntoIterator<Item: BatchItem>,
-        I::IntoIter: Send,
     {
-        let numbered = updates
-            .into_iter()
-            .enumerate()
-            .map(|(index, item)| (index as u64 + 1, (), item));
+        let mut line = 0;
+        let numbered = updates.into_iter().map(|item| {
+            line += u64::from(item.is_ready());
+            (line, (), item)
+        });
         self.run_tagged(numbered, |(), outcome| each(outcome))
     }
 
@@ -242,7 +294,6 @@ impl Batch {
     ) -> BatchReport
     where
         I: IntoIterator<Item = (u64, T, U)>,
-        I::IntoIter: Send,
         T: Send,
         U: BatchItem,
     {
@@ -253,82 +304,273 @@ impl Batch {
         }
         let clock = self.client.clock();
         let start = clock.now();
-        let input = updates.into_iter();
-        let shared = Shared::new(&self.client, &self.cancel, self.workers, self.max_outage);
-        let mut paused = None;
+        let elapsed = || clock.now().saturating_duration_since(start);
+        let mut updates = updates.into_iter();
+        let mut again = VecDeque::new();
+        let mut opened = None;
+        if let Some(path) = &self.journal {
+            let wait = || {
+                clock.sleep(ASK_AGAIN);
+                !self.cancel.is_cancelled()
+            };
+            match Journal::resume(path, self.retry, updates.by_ref(), wait, clock.wall()) {
+                Ok((journal, resumed)) => {
+                    tally.before(resumed.finished, resumed.failed);
+                    (opened, again) = (Some(journal), resumed.lines);
+                }
+                Err(error) => {
+                    match error.kind() {
+                        ErrorKind::Cancelled => tally.stop(StopReason::Cancelled, None),
+                        _ => tally.stop(StopReason::Journal, Some(error)),
+                    }
+                    return tally.report(elapsed());
+                }
+            }
+        }
+        self.progress.start(start, tally.finished_before());
+        let shared = Shared::new(
+            &self.client,
+            &self.cancel,
+            self.workers,
+            self.max_outage,
+            opened,
+        );
+        let mut input = Input { again, updates };
         std::thread::scope(|scope| {
             let (out, receiver) = sync_channel(self.workers);
-            let crew = Crew {
+            let mut running = Running {
+                batch: &self,
                 shared: &shared,
-                scope,
-                out,
+                tally: &mut tally,
+                each: &mut each,
+                noted: None,
             };
             // Also when `each` panics: the threads are waited for then.
             let _stop = StopOnPanic(&shared);
-            crew.read(input);
-            loop {
-                match receiver.recv_timeout(TICK) {
-                    Ok(Message::Outcome(tag, outcome)) => {
-                        tally.count(&outcome);
-                        if each(tag, &outcome).is_break() {
-                            tally.stop(StopReason::Break, None);
-                        }
-                    }
-                    Ok(Message::Notices) => {
-                        shared.take_notices().iter().for_each(|n| self.notify(n));
-                    }
-                    Err(RecvTimeoutError::Timeout) => {
-                        crew.tick();
-                        self.note_pause(&mut paused, clock.now());
-                    }
-                    Ok(Message::Done) | Err(RecvTimeoutError::Disconnected) => break,
-                }
-                if tally.stopped().is_some() || self.cancel.is_cancelled() {
-                    shared.stop();
-                }
-                if tally.stopped() == Some(StopReason::Break) {
-                    break;
-                }
+            running.read_and_hand_over(&mut input, scope, &receiver, &out);
+            drop(out);
+            if running.tally.stopped() != Some(StopReason::Break) {
+                receiver.iter().for_each(|message| running.take(message));
             }
         });
-        let mut state = shared.into_state();
-        if let Some(panic) = state.panic {
+        if let Some(panic) = lock(&shared.state).panic.take() {
             resume_unwind(panic);
         }
-        if tally.stopped() != Some(StopReason::Break) {
-            for (tag, outcome) in state.in_doubt(clock.wall()) {
-                tally.count(&outcome);
-                if each(tag, &outcome).is_break() {
-                    break;
+        // Lines that missed their answer and may be in place all the same.
+        for job in std::mem::take(&mut lock(&shared.state).held) {
+            let target = job.update.target();
+            if let Some(error) = job.missed.filter(Error::may_have_applied) {
+                let outcome = BatchOutcome::of(job.line, target, Err(error), clock.wall());
+                shared.record(&outcome, job.mark);
+                if tally.stopped() != Some(StopReason::Break) {
+                    tally.count(&outcome);
+                    if each(job.tag, &outcome).is_break() {
+                        tally.stop(StopReason::Break, None);
+                    }
                 }
             }
         }
+        let mut state = shared.into_state();
         if let Some((reason, error)) = state.stopped.take() {
             tally.stop(reason, Some(error));
         }
         if self.cancel.is_cancelled() && !state.is_finished() {
             tally.stop(StopReason::Cancelled, None);
         }
-        tally.report(clock.now().saturating_duration_since(start))
+        tally.report(elapsed())
     }
 
     fn notify(&self, notice: &Notice) {
+        let since = |after: &Duration| self.client.clock().now().checked_sub(*after);
+        match notice {
+            Notice::OutageBegan { .. } => self.progress.outage(since(&Duration::ZERO)),
+            Notice::Probing { after, .. } => self.progress.outage(since(after)),
+            Notice::OutageEnded { .. } => self.progress.outage(None),
+            _ => {}
+        }
         if let Some(observe) = &self.on_notice {
             observe(notice);
         }
     }
+}
 
-    /// Reports a pause that the platform asked for, once each.
-    fn note_pause(&self, noted: &mut Option<std::time::Instant>, now: std::time::Instant) {
-        let until = self.client.limited_until();
-        if let Some(end) = until
-            && until > *noted
-        {
-            let wait = end.saturating_duration_since(now);
-            if wait >= MIN_NOTED_PAUSE {
-                *noted = until;
-                self.notify(&Notice::RateLimited { wait });
+/// The lines that run again, and then the rest of the input.
+struct Input<I, T> {
+    again: VecDeque<Line<T>>,
+    updates: I,
+}
+
+/// What a read of the input gave.
+enum Read {
+    Line,
+    NothingYet,
+    Nothing,
+}
+
+/// A batch under way, as its calling thread has it.
+struct Running<'a, 'b, T, E> {
+    batch: &'a Batch,
+    shared: &'a Shared<'b, T>,
+    tally: &'a mut Tally,
+    each: &'a mut E,
+    /// The end of the last wait that a notice told.
+    noted: Option<Instant>,
+}
+
+impl<'a, T: Send, E: FnMut(T, &BatchOutcome) -> ControlFlow<()>> Running<'a, '_, T, E> {
+    /// Until nothing is left to do, or the batch stops.
+    fn read_and_hand_over<'scope, I, U>(
+        &mut self,
+        input: &mut Input<I, T>,
+        scope: &'scope Scope<'scope, '_>,
+        receiver: &Receiver<Message<T>>,
+        out: &SyncSender<Message<T>>,
+    ) where
+        I: Iterator<Item = (u64, T, U)>,
+        U: BatchItem,
+        'a: 'scope,
+    {
+        let shared = self.shared;
+        let mut twice = false;
+        loop {
+            let mut state = lock(&shared.state);
+            let more = shared.missing_workers(&mut state, twice);
+            state.started += more;
+            let finished = state.is_finished();
+            let reads = !state.exhausted && !state.is_full();
+            drop(state);
+            twice = false;
+            if finished || shared.cancel.is_cancelled() {
+                return;
             }
+            for _ in 0..more {
+                hire(shared, scope, out);
+            }
+            let read = if reads {
+                self.read(input)
+            } else {
+                Read::Nothing
+            };
+            let message = match read {
+                Read::Line => receiver
+                    .try_recv()
+                    .map_err(|_| RecvTimeoutError::Disconnected),
+                Read::NothingYet => receiver.recv_timeout(ASK_AGAIN),
+                Read::Nothing => receiver.recv_timeout(TICK),
+            };
+            match message {
+                Ok(message) => self.take(message),
+                Err(RecvTimeoutError::Timeout) => {
+                    twice = true;
+                    self.look_around();
+                }
+                // There is no message yet.
+                Err(RecvTimeoutError::Disconnected) => {}
+            }
+        }
+    }
+
+    /// Reads one item. A panic of the input is its end, and the caller gets it in the end.
+    fn read<I, U>(&mut self, input: &mut Input<I, T>) -> Read
+    where
+        I: Iterator<Item = (u64, T, U)>,
+        U: BatchItem,
+    {
+        let shared = self.shared;
+        let next = catch_unwind(AssertUnwindSafe(|| match input.again.pop_front() {
+            Some(line) => Some(Some(line)),
+            None => input.updates.next().map(Line::read),
+        }));
+        match next {
+            Ok(Some(Some(line))) => {
+                let (number, tag, mark) = (line.number, line.tag, line.mark);
+                match line.update {
+                    Ok(update) => shared.push(number, tag, update, mark),
+                    Err(error) => {
+                        let at = shared.clock.wall();
+                        let outcome = BatchOutcome::unreadable(number, error, at);
+                        shared.record(&outcome, mark);
+                        self.take(Message::Outcome(tag, outcome));
+                    }
+                }
+                Read::Line
+            }
+            Ok(Some(None)) => {
+                shared.quiet(false);
+                Read::NothingYet
+            }
+            end => {
+                if let Err(panic) = end {
+                    lock(&shared.state).panic = Some(panic);
+                }
+                // An input that heeds the cancel handle, too, was not read to its end.
+                shared.quiet(!shared.cancel.is_cancelled());
+                Read::Nothing
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message<T>) {
+        match message {
+            Message::Outcome(tag, outcome) => {
+                self.tally.count(&outcome);
+                self.batch.progress.count(&outcome);
+                if (self.each)(tag, &outcome).is_break() {
+                    self.tally.stop(StopReason::Break, None);
+                }
+                if self.tally.stopped().is_some() {
+                    self.shared.stop();
+                }
+            }
+            Message::News => {
+                let notices = std::mem::take(&mut lock(&self.shared.state).notices);
+                notices.iter().for_each(|notice| self.batch.notify(notice));
+            }
+        }
+    }
+
+    /// Now and then, while nothing happens.
+    fn look_around(&mut self) {
+        let shared = self.shared;
+        if shared.gives_up(&mut lock(&shared.state)) {
+            return;
+        }
+        let now = shared.clock.now();
+        let limited = shared.client.limited_until();
+        let (wait, is_own) = match (limited, shared.client.blocked(now)) {
+            (Some(until), _) if until > now => (until - now, false),
+            (_, Some(Wait::Slot(wait))) => (wait, true),
+            _ => return,
+        };
+        if wait >= MIN_NOTED_WAIT && self.noted.is_none_or(|noted| now + wait > noted) {
+            self.noted = Some(now + wait);
+            self.batch.notify(&match is_own {
+                true => Notice::OwnRateLimit { wait },
+                false => Notice::RateLimited { wait },
+            });
+        }
+    }
+}
+
+/// Starts a worker. Without the first one there is no batch, and that is a panic of the caller's;
+/// without a further one there is a smaller batch.
+fn hire<'scope, T: Send>(
+    shared: &'scope Shared<'_, T>,
+    scope: &'scope Scope<'scope, '_>,
+    out: &SyncSender<Message<T>>,
+) {
+    let worker = Worker {
+        shared,
+        out: out.clone(),
+    };
+    let hired = Builder::new().spawn_scoped(scope, move || worker.work());
+    if let Err(error) = hired {
+        let mut state = lock(&shared.state);
+        state.started -= 1;
+        if state.started == 0 {
+            state.panic = Some(Box::new(format!("{NO_THREAD} to work: {error}")));
+            drop(state);
+            shared.stop();
         }
     }
 }

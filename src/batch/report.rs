@@ -3,14 +3,13 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
-use serde::de::{Deserialize, Deserializer};
 use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::receipt::{Receipt, Status};
 use crate::store::{Target, TargetKind};
-use crate::util::date::{rfc3339, whole_millis};
+use crate::util::date::whole_millis;
 use crate::util::histogram::{Histogram, Latency};
 
 /// What came of one line of a batch.
@@ -20,16 +19,19 @@ use crate::util::histogram::{Histogram, Latency};
 /// "timestamp":"2026-01-31T09:05:00.250Z"}`, with an `error` object where it failed, a `reason` where
 /// it was skipped, `resourceId` where one was written, and `conversationEnded` and `verified` where
 /// they are true.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct BatchOutcome {
     /// The number of the item in the input, from 1.
     pub line: u64,
     /// The conversation's id, where the line could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<String>,
     /// How it ended.
     pub status: Status,
     /// The version now, where the platform returned it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// Writes sent.
     pub attempts: u32,
@@ -37,19 +39,34 @@ pub struct BatchOutcome {
     pub requests: u32,
     /// From the first request to the end of the last. Where an outage made the line run again, of
     /// its last run.
+    #[serde(rename = "latencyMs", with = "crate::util::date::millis")]
     pub latency: Duration,
     /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Error>,
+    /// Why it was skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// The kind of what was to be written, where the line could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<TargetKind>,
     /// The participant or the custom record that was written, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource_id: Option<String>,
     /// When the line ended.
+    #[serde(with = "crate::util::date::text")]
     pub timestamp: SystemTime,
     /// The conversation is over, as far as the reads of this line showed.
+    #[serde(default, skip_serializing_if = "is_false")]
     pub conversation_ended: bool,
     /// The values were read back and found in place.
+    #[serde(default, skip_serializing_if = "is_false")]
     pub verified: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl BatchOutcome {
@@ -77,10 +94,11 @@ impl BatchOutcome {
             conversation_id: None,
             status: Status::Failed,
             version: None,
-            attempts: 0,
-            requests: 0,
-            latency: Duration::ZERO,
+            attempts: error.attempts(),
+            requests: error.requests(),
+            latency: error.latency(),
             error: Some(error),
+            reason: None,
             target: None,
             resource_id: None,
             timestamp,
@@ -89,27 +107,28 @@ impl BatchOutcome {
         }
     }
 
-    /// The outcome of a line that was not written, after the requests that were sent for it.
+    fn failed(line: u64, target: &Target, error: Error, timestamp: SystemTime) -> BatchOutcome {
+        BatchOutcome {
+            conversation_id: Some(target.conversation_id().to_owned()),
+            target: Some(target.kind()),
+            resource_id: target.record().map(str::to_owned),
+            ..BatchOutcome::unreadable(line, error, timestamp)
+        }
+    }
+
+    /// The outcome of a line that was not written. `stopped` has the requests that were sent for it.
     pub(super) fn skipped(
         line: u64,
         target: &Target,
-        stopped: Option<&Error>,
+        reason: &str,
+        stopped: Error,
         timestamp: SystemTime,
     ) -> BatchOutcome {
         BatchOutcome {
-            line,
-            conversation_id: Some(target.conversation_id().to_owned()),
             status: Status::Skipped,
-            version: None,
-            attempts: stopped.map_or(0, Error::attempts),
-            requests: stopped.map_or(0, Error::requests),
-            latency: stopped.map_or(Duration::ZERO, Error::latency),
             error: None,
-            target: Some(target.kind()),
-            resource_id: target.record().map(str::to_owned),
-            timestamp,
-            conversation_ended: false,
-            verified: false,
+            reason: Some(reason.to_owned()),
+            ..BatchOutcome::failed(line, target, stopped, timestamp)
         }
     }
 
@@ -129,143 +148,28 @@ impl BatchOutcome {
                 requests: receipt.requests,
                 latency: receipt.latency,
                 error: None,
+                reason: None,
                 target: Some(receipt.target),
                 resource_id: receipt.resource_id,
                 timestamp,
                 conversation_ended: receipt.conversation_ended == Some(true),
                 verified: receipt.verified,
             },
-            Err(error) => BatchOutcome {
-                status: Status::Failed,
-                ..BatchOutcome::skipped(line, target, Some(&error), timestamp)
-            }
-            .with_error(error),
+            Err(error) => BatchOutcome::failed(line, target, error, timestamp),
         }
-    }
-
-    fn with_error(mut self, error: Error) -> BatchOutcome {
-        self.error = Some(error);
-        self
     }
 }
 
 /// Errors are the same when they have the same kind and text.
 impl PartialEq for BatchOutcome {
     fn eq(&self, other: &BatchOutcome) -> bool {
-        let error = |outcome: &BatchOutcome| {
-            let error = outcome.error.as_ref()?;
-            Some((error.kind(), error.to_string()))
-        };
-        self.line == other.line
-            && self.conversation_id == other.conversation_id
-            && self.status == other.status
-            && self.version == other.version
-            && (self.attempts, self.requests) == (other.attempts, other.requests)
-            && self.latency == other.latency
-            && error(self) == error(other)
-            && self.target == other.target
-            && self.resource_id == other.resource_id
-            && self.timestamp == other.timestamp
-            && self.conversation_ended == other.conversation_ended
-            && self.verified == other.verified
-    }
-}
-
-/// Reads what serializing wrote.
-impl<'de> Deserialize<'de> for BatchOutcome {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(serde::Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Fields {
-            line: u64,
-            #[serde(default)]
-            conversation_id: Option<String>,
-            status: Status,
-            #[serde(default)]
-            version: Option<String>,
-            attempts: u32,
-            requests: u32,
-            #[serde(rename = "latencyMs", with = "crate::util::date::millis")]
-            latency: Duration,
-            #[serde(default)]
-            error: Option<Error>,
-            #[serde(default)]
-            target: Option<TargetKind>,
-            #[serde(default)]
-            resource_id: Option<String>,
-            #[serde(with = "crate::util::date::text")]
-            timestamp: SystemTime,
-            #[serde(default)]
-            conversation_ended: bool,
-            #[serde(default)]
-            verified: bool,
-        }
-        let fields = Fields::deserialize(deserializer)?;
-        Ok(BatchOutcome {
-            line: fields.line,
-            conversation_id: fields.conversation_id,
-            status: fields.status,
-            version: fields.version,
-            attempts: fields.attempts,
-            requests: fields.requests,
-            latency: fields.latency,
-            error: fields.error,
-            target: fields.target,
-            resource_id: fields.resource_id,
-            timestamp: fields.timestamp,
-            conversation_ended: fields.conversation_ended,
-            verified: fields.verified,
-        })
-    }
-}
-
-impl Serialize for BatchOutcome {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("line", &self.line)?;
-        if let Some(id) = &self.conversation_id {
-            map.serialize_entry("conversationId", id)?;
-        }
-        map.serialize_entry("status", &self.status)?;
-        if let Some(version) = &self.version {
-            map.serialize_entry("version", version)?;
-        }
-        map.serialize_entry("attempts", &self.attempts)?;
-        map.serialize_entry("requests", &self.requests)?;
-        map.serialize_entry("latencyMs", &whole_millis(self.latency))?;
-        if let Some(error) = &self.error {
-            map.serialize_entry("error", error)?;
-        }
-        if self.status == Status::Skipped {
-            // Only what the batch itself stopped was begun.
-            let reason = if self.requests == 0 {
-                "an earlier update of this conversation failed in a way that may pass"
-            } else {
-                "the batch was stopped before this update was written"
-            };
-            map.serialize_entry("reason", reason)?;
-        }
-        if let Some(target) = self.target {
-            map.serialize_entry("target", target.name())?;
-        }
-        if let Some(id) = &self.resource_id {
-            map.serialize_entry("resourceId", id)?;
-        }
-        map.serialize_entry("timestamp", &rfc3339(self.timestamp))?;
-        for (name, flag) in [
-            ("conversationEnded", self.conversation_ended),
-            ("verified", self.verified),
-        ] {
-            if flag {
-                map.serialize_entry(name, &true)?;
-            }
-        }
-        map.end()
+        let record = |outcome| serde_json::to_value(outcome).ok();
+        record(self) == record(other)
     }
 }
 
 /// Why a batch ended before its input did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum StopReason {
@@ -277,9 +181,11 @@ pub enum StopReason {
     Failures,
     /// The credentials were refused: every further update would be, too.
     Auth,
-    /// The login endpoint answered what none would (a redirect, 404, a web page), and no login had
+    /// The login endpoint gave no login's answer (a redirect, 404, a web page), and no login had
     /// succeeded before: the region or login URL is wrong. No line was spent.
     Login,
+    /// The journal cannot be used or written, or does not fit the input. The report has the error.
+    Journal,
     /// The first 20 results were the same refusal for want of permission.
     Forbidden,
     /// The organization does not offer the endpoint that the lines ask for.
@@ -303,6 +209,7 @@ impl StopReason {
             StopReason::Failures => "failures",
             StopReason::Auth => "auth",
             StopReason::Login => "login",
+            StopReason::Journal => "journal",
             StopReason::Forbidden => "forbidden",
             StopReason::EndpointMissing => "endpointMissing",
             StopReason::RateLimited => "rateLimited",
@@ -333,14 +240,18 @@ pub struct BatchReport {
     /// Lines that were not written, after an earlier failure of their conversation or because the
     /// batch was stopped.
     pub skipped: u64,
+    /// Lines that were not run, since the journal has their final outcome.
+    pub finished_before: u64,
+    /// How many of those failed for good in an earlier run.
+    pub failed_before: u64,
     /// How long the batch took.
     pub elapsed: Duration,
     /// Latency of the updates that were applied.
     pub latency: Latency,
     /// Why it ended before its input did, if it did.
     pub stopped: Option<StopReason>,
-    /// The error that stopped it, where that is no line's: with [`StopReason::Outage`],
-    /// [`StopReason::Login`] and [`StopReason::Forked`].
+    /// The error that stopped it, where no line has it: with [`StopReason::Outage`],
+    /// [`StopReason::Login`], [`StopReason::Journal`] and [`StopReason::Forked`].
     pub error: Option<Error>,
     failed_by_kind: [u64; ErrorKind::ALL.len()],
 }
@@ -368,7 +279,7 @@ impl BatchReport {
 
     /// Whether every line of the input is in place.
     pub fn is_complete(&self) -> bool {
-        self.failed == 0 && self.skipped == 0 && self.stopped.is_none()
+        self.failed == 0 && self.skipped == 0 && self.failed_before == 0 && self.stopped.is_none()
     }
 }
 
@@ -387,6 +298,10 @@ impl Serialize for BatchReport {
         map.serialize_entry("unchanged", &self.unchanged)?;
         map.serialize_entry("failed", &self.failed)?;
         map.serialize_entry("skipped", &self.skipped)?;
+        if self.finished_before > 0 {
+            map.serialize_entry("finishedBefore", &self.finished_before)?;
+            map.serialize_entry("failedBefore", &self.failed_before)?;
+        }
         map.serialize_entry("failedByKind", &by_kind)?;
         map.serialize_entry("elapsedMs", &whole_millis(self.elapsed))?;
         map.serialize_entry("perMinute", &self.per_minute())?;
@@ -402,10 +317,10 @@ impl Serialize for BatchReport {
     }
 }
 
-/// As many equal refusals at the start mean that no line would fare better.
+/// So many equal refusals at the start mean that every line would be refused.
 const SAME_REFUSALS: u64 = 20;
 
-/// The report in the making, and the reasons to stop early.
+/// Counts outcomes, and finds the reasons to stop early.
 pub(super) struct Tally {
     report: BatchReport,
     latency: Histogram,
@@ -424,6 +339,8 @@ impl Tally {
                 unchanged: 0,
                 failed: 0,
                 skipped: 0,
+                finished_before: 0,
+                failed_before: 0,
                 elapsed: Duration::ZERO,
                 latency: latency.snapshot(),
                 stopped: None,
@@ -434,6 +351,15 @@ impl Tally {
             stop_after,
             refusals: Some((0, None)),
         }
+    }
+
+    /// Lines that the journal has final outcomes of, and how many of them failed.
+    pub(super) fn before(&mut self, finished: u64, failed: u64) {
+        (self.report.finished_before, self.report.failed_before) = (finished, failed);
+    }
+
+    pub(super) fn finished_before(&self) -> u64 {
+        self.report.finished_before
     }
 
     pub(super) fn stopped(&self) -> Option<StopReason> {

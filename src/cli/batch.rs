@@ -10,9 +10,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use genesys_attributes::batch::{BatchOutcome, Notice};
+use genesys_attributes::batch::{BatchItem, BatchOutcome, Journal, Notice, Retry, StopReason};
 use genesys_attributes::clock::{Clock, SystemClock};
-use genesys_attributes::{Batch as Engine, Cancel, Client, Error, ErrorKind, Status, Update};
+use genesys_attributes::{Batch as Engine, Client, Error, ErrorKind, Status, Update};
 use serde::Serialize;
 
 use super::client::Config;
@@ -20,11 +20,9 @@ use super::digest::Digest;
 use super::ending::End;
 use super::files::{replace_private, replaceable};
 use super::kinds::{self, Kind};
-use super::options::{Batch, Options, Shard};
-use super::past::Past;
+use super::options::{Batch, Options};
 use super::progress::{Counts, Pace};
 use super::records::{Line, Lines};
-use super::results::{Results, line_of};
 use super::screen::{self, Style};
 use super::signals::Signals;
 use super::source::Opened;
@@ -57,25 +55,47 @@ pub(crate) fn config<'a>(options: &'a Options, batch: &Batch) -> Result<Config<'
     Ok(config)
 }
 
-/// The results file, and what earlier runs left in it.
-pub(crate) fn earlier(
+/// The lines that a run would run because of its results file; `None` is all of them.
+pub(crate) fn pending(
     opened: &mut Opened<'_>,
     batch: &Batch,
-    writable: bool,
-) -> Result<(Option<Results>, Past), String> {
+) -> Result<Option<HashSet<u64>>, String> {
     let Some(path) = &batch.results else {
-        return Ok(Default::default());
+        return Ok(None);
     };
-    let shard = batch.input.shard;
-    let Some(mut results) = Results::open(path, batch.resume, shard, writable)? else {
-        return Ok(Default::default());
-    };
-    let mut past = results.past()?;
-    if !past.is_empty() {
-        opened.spool()?;
-        results.take_up(&mut past, batch.retry_failed, || opened.lines())?;
+    refuse_unless_resumed(path, batch)?;
+    opened.spool()?;
+    let mut lines = opened.lines()?;
+    let pending = Journal::pending(path, retry(batch), numbered(&mut lines))
+        .map(|lines| lines.map(|(line, _)| line).collect());
+    lines.failure()?;
+    pending.map(Some).map_err(|error| error.to_string())
+}
+
+fn retry(batch: &Batch) -> Retry {
+    match (batch.retry_failed, batch.retry_changed) {
+        (true, _) => Retry::All,
+        (false, true) => Retry::Changed,
+        (false, false) => Retry::None,
     }
-    Ok((Some(results), past))
+}
+
+/// The lines of an input, as a journal takes them.
+pub(crate) fn numbered(lines: &mut Lines) -> impl Iterator<Item = (u64, Line)> {
+    lines.wanted(|_| true).map(|line| (line.number, line))
+}
+
+/// Only a resume goes on with outcomes that are there.
+fn refuse_unless_resumed(path: &Path, batch: &Batch) -> Result<(), String> {
+    let holds_some = std::fs::metadata(path).is_ok_and(|data| data.is_file() && data.len() > 0);
+    if batch.resume || !holds_some {
+        return Ok(());
+    }
+    Err(format!(
+        "the results file {} holds outcomes already: give --resume to go on with it, or another \
+         file",
+        path.display()
+    ))
 }
 
 /// One record, in one write.
@@ -107,6 +127,10 @@ fn engine(client: &Client, batch: &Batch, counts: &Arc<Counts>) -> Engine {
                 _ => screen::log(log::Level::Warn, &notice.to_string()),
             }
         });
+    let engine = match &batch.results {
+        Some(path) => engine.journal(path).retry_failed(retry(batch)),
+        None => engine,
+    };
     match batch.stop_after {
         Some(failures) => engine.stop_after(failures),
         None => engine,
@@ -118,7 +142,9 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
     let mut opened = Opened::of(&batch.input).map_err(Failure::usage)?;
     let (rate, strict) = (config.rate(), config.is_strict());
     let client = config.client(batch.workers)?;
-    let (mut results, past) = earlier(&mut opened, batch, true).map_err(Failure::usage)?;
+    if let Some(path) = &batch.results {
+        refuse_unless_resumed(path, batch).map_err(Failure::usage)?;
+    }
     if let Some(path) = &batch.failed {
         // The failed lines are copied at the end.
         opened.spool().map_err(Failure::usage)?;
@@ -137,7 +163,6 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
             .map_err(|e| Failure::usage(format!("the file of --metrics cannot be written: {e}")))?;
     }
     let lines = opened.lines().map_err(Failure::usage)?;
-    let past = Arc::new(past);
     let engine = engine(&client, batch, &counts);
     let signals =
         Signals::catch().map_err(|e| Failure::usage(format!("signals cannot be caught: {e}")))?;
@@ -149,47 +174,41 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
         cancel: engine.cancel_handle(),
         metrics: metrics.clone(),
         style: progress_style(batch),
-        pace: Pace::new(SystemClock.now(), total(&opened, batch, &past), rate),
+        pace: Pace::new(SystemClock.now(), total(&opened, batch), rate),
         course: Default::default(),
     });
 
-    let mut reader = {
-        let (past, retry_failed) = (past.clone(), batch.retry_failed);
-        let wanted = move |line| past.wants(line, retry_failed);
-        Reader::start(lines, wanted, engine.cancel_handle(), batch.guards.verify)
-    };
+    let mut reader = Reader::start(lines, batch.guards.verify);
     let mut outcomes = Outcomes {
-        past: &past,
-        shard: batch.input.shard,
-        results: results.as_mut(),
+        prints: batch.results.is_none(),
         counts: &counts,
         failures: Failures::default(),
         bad: HashSet::new(),
-        good: HashSet::new(),
         keep_bad: batch.failed.is_some(),
         strict,
         retry_after: None,
         unwritable: None,
     };
-    let report = engine.run_tagged(reader.by_ref(), |tag, outcome| outcomes.take(tag, outcome));
+    let report = engine.run_tagged(reader.by_ref(), |(), outcome| outcomes.take(outcome));
     ticker.end();
     screen::clear();
     screen::unfold();
 
     let Outcomes {
         failures,
-        bad,
-        good,
+        mut bad,
         retry_after,
-        unwritable,
+        mut unwritable,
         ..
     } = outcomes;
-    if let Some(results) = &results
-        && let Err(error) = results.sync()
+    if report.stopped == Some(StopReason::Journal)
+        && let Some(error) = &report.error
     {
-        screen::warn(&format!(
-            "the results may not survive a loss of power: {error}"
-        ));
+        let failure = Failure::usage(error.to_string());
+        if report.lines() == 0 {
+            return Err(failure);
+        }
+        unwritable.get_or_insert(failure);
     }
     // A closure of the audit's file may be what fails.
     let flushed = client.flush(Duration::from_secs(5)).is_ok();
@@ -202,17 +221,20 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
         retry_after,
         signal: signals.caught(),
     };
-    end.report(options, past.failures(), batch.retry_failed);
-    let is_bad = |line| bad.contains(&line) || past.is_failed(line) && !good.contains(&line);
+    end.report(options, report.failed_before, batch.retry_failed);
+    if let (Some(results), Some(_)) = (&batch.results, &batch.failed) {
+        let failures = Journal::failures(results).map_err(|e| Failure::usage(e.to_string()))?;
+        bad = failures.iter().map(|outcome| outcome.line).collect();
+    }
     let read = reader.finish(batch.failed.is_some());
     let read = read.and_then(|mut lines| {
         if let (Some(path), Some(lines)) = (&batch.failed, &lines) {
-            write_failed(path, &opened, lines, is_bad)?;
+            write_failed(path, &opened, lines, |line| bad.contains(&line))?;
         }
         lines.as_mut().map_or(Ok(()), Lines::end)
     });
     let complete = read.is_ok() && unwritable.is_none() && report.stopped.is_none();
-    let earlier = !batch.retry_failed && past.failures() > 0;
+    let earlier = !batch.retry_failed && report.failed_before > 0;
     let ended = unwritable.map_or(read, Err).map(|()| match end.exit() {
         Exit::Done | Exit::Failed if lost > 0 => Exit::AuditLost,
         Exit::Done | Exit::Failed if batch.exit_zero => Exit::Done,
@@ -239,25 +261,21 @@ fn progress_style(batch: &Batch) -> Style {
     }
 }
 
-fn total(opened: &Opened<'_>, batch: &Batch, past: &Past) -> Option<u64> {
-    let count = match progress_style(batch) {
+fn total(opened: &Opened<'_>, batch: &Batch) -> Option<u64> {
+    match progress_style(batch) {
         Style::None => None,
         _ => opened.count(),
-    };
-    count.map(|lines| lines.saturating_sub(past.settled(batch.retry_failed)))
+    }
 }
 
 /// What is done with each outcome.
 struct Outcomes<'a> {
-    past: &'a Past,
-    shard: Option<Shard>,
-    results: Option<&'a mut Results>,
+    /// Without a results file they go to standard output.
+    prints: bool,
     counts: &'a Counts,
     failures: Failures,
     /// Lines that failed or were skipped in this run, where they are asked for.
     bad: HashSet<u64>,
-    /// Lines that failed earlier and are in place now.
-    good: HashSet<u64>,
     keep_bad: bool,
     strict: bool,
     retry_after: Option<Duration>,
@@ -265,28 +283,19 @@ struct Outcomes<'a> {
 }
 
 impl Outcomes<'_> {
-    fn take(&mut self, tag: Tag, outcome: &BatchOutcome) -> ControlFlow<()> {
+    fn take(&mut self, outcome: &BatchOutcome) -> ControlFlow<()> {
         let is_bad = matches!(outcome.status, Status::Failed | Status::Skipped);
         self.counts.count(outcome.status);
         if let Some(error) = &outcome.error {
             self.failures.count(error.kind().name(), outcome.line);
             self.retry_after = self.retry_after.max(error.retry_after());
         }
-        if self.keep_bad {
-            if is_bad {
-                self.bad.insert(outcome.line);
-            } else if self.past.is_failed(outcome.line) {
-                self.good.insert(outcome.line);
-            }
+        if self.keep_bad && is_bad {
+            self.bad.insert(outcome.line);
         }
-        let written = match &mut self.results {
-            Some(results) => {
-                let Tag { digest, ended } = tag;
-                line_of(outcome, digest, outcome.is_final(), ended, self.shard)
-                    .and_then(|line| results.write(&line))
-            }
-            .map_err(|e| Failure::usage(format!("the results file cannot be written: {e}"))),
-            None => print_line(outcome).map_err(|error| closed(&error, Exit::OutputClosed)),
+        let written = match self.prints {
+            true => print_line(outcome).map_err(|error| closed(&error, Exit::OutputClosed)),
+            false => Ok(()),
         };
         let audit = outcome.error.as_ref().map(Error::kind) == Some(ErrorKind::Audit);
         let failure = match written {
@@ -368,27 +377,21 @@ fn write_failed(
     Ok(())
 }
 
-/// Reads the input on a thread of its own, so that a batch that stops early does not wait for a
-/// pipe that gives nothing.
+/// Reads the input on a thread of its own, so that outcomes do not wait for a pipe that gives
+/// nothing.
 struct Reader {
     lines: Receiver<Line>,
     thread: JoinHandle<Lines>,
     over: bool,
-    cancel: Cancel,
     verify: bool,
 }
 
 impl Reader {
-    fn start(
-        mut lines: Lines,
-        wanted: impl Fn(u64) -> bool + Send + 'static,
-        cancel: Cancel,
-        verify: bool,
-    ) -> Reader {
+    fn start(mut lines: Lines, verify: bool) -> Reader {
         // A line may be large: few of them wait here.
-        let (sender, receiver) = sync_channel(2);
+        let (sender, receiver) = sync_channel(8);
         let thread = std::thread::spawn(move || {
-            for line in lines.wanted(wanted) {
+            for line in lines.wanted(|_| true) {
                 if sender.send(line).is_err() {
                     break;
                 }
@@ -399,7 +402,6 @@ impl Reader {
             lines: receiver,
             thread,
             over: false,
-            cancel,
             verify,
         }
     }
@@ -417,35 +419,32 @@ impl Reader {
 }
 
 impl Iterator for Reader {
-    type Item = (u64, Tag, Result<Update, Error>);
+    /// Without a line if none has come for a moment.
+    type Item = (u64, (), Option<Line>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            match self.lines.recv_timeout(Duration::from_millis(100)) {
-                Ok(line) => {
-                    let update = match self.verify {
-                        true => line.update.map(Update::verify),
-                        false => line.update,
-                    };
-                    let tag = Tag {
-                        digest: line.digest,
-                        ended: line.ended,
-                    };
-                    return Some((line.number, tag, update));
+        match self.lines.recv_timeout(Duration::from_millis(10)) {
+            Ok(mut line) => {
+                if self.verify {
+                    line.update = line.update.map(Update::verify);
                 }
-                Err(RecvTimeoutError::Timeout) if self.cancel.is_cancelled() => return None,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    self.over = true;
-                    return None;
-                }
+                Some((line.number, (), Some(line)))
+            }
+            Err(RecvTimeoutError::Timeout) => Some((0, (), None)),
+            Err(RecvTimeoutError::Disconnected) => {
+                self.over = true;
+                None
             }
         }
     }
 }
 
-/// What the results keep of an input line.
-struct Tag {
-    digest: u64,
-    ended: bool,
+impl BatchItem for Line {
+    fn into_update(self) -> Result<Update, Error> {
+        self.update
+    }
+
+    fn is_partial(&self) -> bool {
+        !self.ended
+    }
 }

@@ -69,15 +69,15 @@ impl End<'_> {
         }
         if !retried && failed_earlier > 0 {
             screen::note(&format!(
-                "{failed_earlier} lines failed for good in an earlier run; --retry-failed runs \
-                 them again"
+                "{} failed for good in an earlier run; --retry-failed runs them again",
+                many(failed_earlier, "line")
             ));
         }
     }
 
     fn why_stopped(&self) -> Option<String> {
         Some(match self.report.stopped? {
-            StopReason::Break => return None,
+            StopReason::Break | StopReason::Journal => return None,
             StopReason::Cancelled => match self.signal {
                 Some((_, name)) => format!("{name} came (--results and --resume go on later)"),
                 None => "it was cancelled".into(),

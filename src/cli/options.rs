@@ -472,6 +472,11 @@ pub(crate) struct Batch {
     /// Those that failed for good; they may have been corrected in the input.
     #[arg(long, requires = "resume", help_heading = RESULTS)]
     pub(crate) retry_failed: bool,
+    /// With --resume: run failed lines again if they changed
+    ///
+    /// Only those that failed for good and have been corrected in the input since.
+    #[arg(long, requires = "resume", conflicts_with = "retry_failed", help_heading = RESULTS)]
+    pub(crate) retry_changed: bool,
     /// Write failed and skipped input lines to FILE
     ///
     /// FILE can be the input of a next run. The later lines of their conversations follow, so
@@ -532,6 +537,11 @@ pub(crate) struct Status {
         help = "The input of that batch"
     )]
     pub(crate) file: Option<PathBuf>,
+    /// List the lines that failed or were skipped
+    ///
+    /// Each with its message, as JSON lines with --json. The exit status is 1 if there are some.
+    #[arg(long)]
+    pub(crate) failed: bool,
     #[command(flatten)]
     pub(crate) format: Format,
 }

@@ -15,8 +15,6 @@ use super::{Failure, screen};
 /// One line of the input.
 pub(crate) struct Line {
     pub(crate) number: u64,
-    /// The digest of its text, and of the header row of a CSV.
-    pub(crate) digest: u64,
     /// False for a last line without a line end: it may be completed later.
     pub(crate) ended: bool,
     /// What it asks for, or why it is no update.
@@ -26,7 +24,6 @@ pub(crate) struct Line {
 /// A line that is not taken apart yet.
 pub(crate) struct Record {
     pub(crate) number: u64,
-    pub(crate) digest: u64,
     pub(crate) piece: Piece,
 }
 
@@ -168,11 +165,7 @@ impl Lines {
         let digest = digest.value();
         self.seen.records += 1;
         self.seen.digest.add(&digest.to_le_bytes());
-        Some(Record {
-            number,
-            digest,
-            piece,
-        })
+        Some(Record { number, piece })
     }
 
     fn has_changed(&self) -> bool {
@@ -208,7 +201,6 @@ impl Lines {
         });
         ours.then_some(Line {
             number: record.number,
-            digest: record.digest,
             ended: record.piece.ended,
             update,
         })

@@ -3,7 +3,7 @@
 use genesys_attributes::{Client, Error, ErrorKind};
 use serde::Serialize;
 
-use super::batch::{config, earlier, print_line};
+use super::batch::{config, pending, print_line};
 use super::commands::refusals;
 use super::diff::{Diff, diff};
 use super::options::{Batch, Options};
@@ -16,9 +16,9 @@ use super::{Exit, Failure, Run, closed, screen};
 pub(crate) fn rehearse(options: &Options, batch: &Batch) -> Run {
     let config = config(options, batch)?;
     let mut opened = Opened::of(&batch.input).map_err(Failure::usage)?;
-    let (_, past) = earlier(&mut opened, batch, false).map_err(Failure::usage)?;
+    let pending = pending(&mut opened, batch).map_err(Failure::usage)?;
     let lines = opened.lines().map_err(Failure::usage)?;
-    let wanted = |line| past.wants(line, batch.retry_failed);
+    let wanted = |line| pending.as_ref().is_none_or(|lines| lines.contains(&line));
     if batch.diff {
         return show_diffs(&config.reader()?, lines, wanted);
     }

@@ -1,94 +1,18 @@
-//! `status`: what a results file holds, without its lock, so also while a batch writes it.
+//! `status`: what a results file holds, also while a batch writes it.
 
-use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::fs::File;
 use std::path::Path;
 
-use serde_json::json;
+use genesys_attributes::Error;
+use genesys_attributes::batch::{Journal, JournalSummary};
+use serde_json::{Value, json};
 
+use super::batch::numbered;
 use super::files::Files;
-use super::options::{Input, Shard, Status};
-use super::past::{Past, Recorded};
-use super::results::{Results, each_outcome};
+use super::options::{Input, Status};
 use super::source::Opened;
-use super::{Failure, Run, print, print_json};
-
-const BLOCK: u64 = 1_024;
-
-/// The last outcome of each line, as the number of its kind.
-#[derive(Default)]
-struct Tally {
-    blocks: HashMap<u64, Box<[u8; BLOCK as usize]>>,
-    kinds: Vec<Kind>,
-    last: u64,
-    shard: Option<String>,
-}
-
-/// One way that a line can have ended.
-#[derive(PartialEq, Eq, PartialOrd, Ord, Clone)]
-struct Kind {
-    status: String,
-    error: Option<String>,
-    is_final: bool,
-}
-
-impl Tally {
-    fn read(&mut self, record: &Recorded) -> Result<(), String> {
-        let kind = Kind {
-            status: record.status.clone(),
-            error: record.error.as_ref().map(|error| error.kind.clone()),
-            is_final: record.is_final,
-        };
-        let known = self.kinds.iter().position(|other| *other == kind);
-        let number = known.unwrap_or_else(|| {
-            self.kinds.push(kind);
-            self.kinds.len() - 1
-        });
-        // A line of another shard has no outcome here.
-        let number = u8::try_from(if record.moved { 0 } else { number + 1 })
-            .map_err(|_| "it has too many kinds".to_owned())?;
-        let block = self.blocks.entry(record.line / BLOCK);
-        let block = block.or_insert_with(|| Box::new([0; BLOCK as usize]));
-        if let Some(slot) = block.get_mut((record.line % BLOCK) as usize) {
-            *slot = number;
-        }
-        self.last = self.last.max(record.line);
-        if self.shard.is_none() {
-            self.shard.clone_from(&record.shard);
-        }
-        Ok(())
-    }
-
-    fn has(&self, line: u64) -> bool {
-        let slot = self.blocks.get(&(line / BLOCK));
-        slot.and_then(|block| block.get((line % BLOCK) as usize))
-            .is_some_and(|number| *number > 0)
-    }
-
-    /// How many lines ended in each way, and the first few of them.
-    fn counts(&self) -> BTreeMap<&Kind, (u64, Vec<u64>)> {
-        let mut counts: BTreeMap<&Kind, (u64, Vec<u64>)> = BTreeMap::new();
-        let mut numbers: Vec<&u64> = self.blocks.keys().collect();
-        numbers.sort_unstable();
-        for number in numbers {
-            let block = self.blocks.get(number).into_iter().flat_map(|b| b.iter());
-            for (at, kind) in block.enumerate() {
-                let kind = usize::from(*kind)
-                    .checked_sub(1)
-                    .and_then(|n| self.kinds.get(n));
-                if let Some(kind) = kind {
-                    let (count, first) = counts.entry(kind).or_default();
-                    *count += 1;
-                    if first.len() < 5 {
-                        first.push(number * BLOCK + at as u64);
-                    }
-                }
-            }
-        }
-        counts
-    }
-}
+use super::summary::many;
+use super::{Exit, Failure, Run, print, print_json};
 
 pub(crate) fn status(asked: &Status, as_json: bool) -> Run {
     let results = asked.results.as_path();
@@ -104,109 +28,55 @@ pub(crate) fn status(asked: &Status, as_json: bool) -> Run {
         .and_then(|files| files.read("the input", input.and_then(|input| input.file.as_deref())))
         .and_then(|files| files.streams(input.is_some_and(|input| input.file.is_none())))
         .map_err(Failure::usage)?;
-    let shown = results.display().to_string();
-    let file = File::open(results)
-        .map_err(|e| Failure::usage(format!("the results file {shown} cannot be opened: {e}")))?;
-    if !file.metadata().is_ok_and(|data| data.is_file()) {
-        return Err(Failure::usage(format!(
-            "the results file {shown} is not a regular file"
-        )));
+    if asked.failed {
+        return list_failures(results, as_json);
     }
-    let mut tally = Tally::default();
-    each_outcome(&file, &shown, |record| tally.read(record)).map_err(Failure::usage)?;
+    let summary = Journal::summary(results).map_err(|e| Failure::usage(e.to_string()))?;
     let ahead = match input {
-        Some(input) => Some(Ahead::of(&tally, results, input).map_err(Failure::usage)?),
+        Some(input) => Some(Ahead::of(&summary, results, input).map_err(Failure::usage)?),
         None => None,
     };
-    let counts = tally.counts();
-    let sum = |wanted: &dyn Fn(&Kind) -> bool| -> u64 {
-        let wanted = counts.iter().filter(|(kind, _)| wanted(kind));
-        wanted.map(|(_, (count, _))| count).sum()
-    };
-    let lines = sum(&|_| true);
-    let (again, retried) = match &ahead {
-        Some(ahead) => (ahead.again, ahead.retried),
-        None => (
-            sum(&|kind| !kind.is_final),
-            sum(&|kind| kind.is_final && kind.status == "failed"),
-        ),
+    let (resume, retried) = match &ahead {
+        Some(ahead) => (ahead.resume, ahead.retried),
+        None => (summary.unfinished, summary.failed),
     };
     let without = ahead.as_ref().map(|ahead| ahead.without);
     let refused = ahead.as_ref().and_then(|ahead| ahead.refused.as_deref());
     if as_json {
-        let mut by_status: BTreeMap<&str, u64> = BTreeMap::new();
-        let mut by_kind: BTreeMap<&str, serde_json::Value> = BTreeMap::new();
-        for (kind, (count, first)) in &counts {
-            *by_status.entry(&kind.status).or_default() += count;
-            if let Some(error) = &kind.error {
-                let entry = by_kind
-                    .entry(error)
-                    .or_insert_with(|| json!({ "count": 0, "lines": [] }));
-                entry["count"] = (entry["count"].as_u64().unwrap_or(0) + count).into();
-                if let Some(lines) = entry["lines"].as_array_mut() {
-                    lines.extend(first.iter().map(|line| json!(line)));
-                    lines.truncate(5);
-                }
-            }
-        }
-        return print_json(&json!({
-            "lines": lines,
-            "lastLine": tally.last,
-            "byStatus": by_status,
-            "failedByKind": by_kind,
-            "resume": again,
+        let mut record = json!(summary);
+        let more = json!({
+            "resume": resume,
             "retryFailed": retried,
             "withoutOutcome": without,
             "resumeRefused": refused,
-            "shard": tally.shard,
-        }));
-    }
-    let mut text = format!(
-        "{shown}: outcomes of {lines} lines, up to line {}",
-        tally.last
-    );
-    if let Some(shard) = &tally.shard {
-        let _ = write!(text, ", of shard {shard}");
-    }
-    text.push('\n');
-    for (kind, (count, first)) in &counts {
-        let mut what = kind.status.clone();
-        if let Some(error) = &kind.error {
-            let _ = write!(what, " with {error}");
+        });
+        if let (Value::Object(record), Value::Object(more)) = (&mut record, more) {
+            record.extend(more);
         }
-        let _ = write!(text, "  {count:>9}  {what}");
-        if kind.status == "failed" {
-            let first: Vec<String> = first.iter().map(u64::to_string).collect();
-            let how = if kind.is_final {
-                "for good"
-            } else {
-                "may pass"
-            };
-            let more = if *count > first.len() as u64 {
-                ", ..."
-            } else {
-                ""
-            };
-            let plural = if *count == 1 { "" } else { "s" };
-            let _ = write!(text, " ({how}; line{plural} {}{more})", first.join(", "));
-        }
-        text.push('\n');
+        return print_json(&record);
     }
+    let mut text = counted(results, &summary);
     let behind = match ahead {
         Some(_) => "",
         None => ", and the later lines of their conversations",
     };
     let _ = writeln!(
         text,
-        "A resume would run {again} of these lines again{behind}; with --retry-failed {retried} \
+        "A resume would run {resume} of these lines again{behind}; with --retry-failed {retried} \
          more."
     );
     if let Some(problem) = refused {
         let _ = writeln!(text, "A resume would be refused: {problem}.");
     }
     let _ = match without {
-        Some(1) => writeln!(text, "1 line of the input has no outcome yet."),
-        Some(without) => writeln!(text, "{without} lines of the input have no outcome yet."),
+        Some(without) => {
+            let has = if without == 1 { "has" } else { "have" };
+            writeln!(
+                text,
+                "{} of the input {has} no outcome yet.",
+                many(without, "line")
+            )
+        }
         None => writeln!(
             text,
             "It would also run every line that has no outcome yet."
@@ -215,66 +85,105 @@ pub(crate) fn status(asked: &Status, as_json: bool) -> Run {
     print(&text)
 }
 
+/// Lists the lines that failed or were skipped. The exit status says whether there are some.
+fn list_failures(results: &Path, as_json: bool) -> Run {
+    let failures = Journal::failures(results).map_err(|e| Failure::usage(e.to_string()))?;
+    let mut text = String::new();
+    for outcome in &failures {
+        if as_json {
+            text += &json!(outcome).to_string();
+        } else {
+            let _ = write!(text, "line {}", outcome.line);
+            if let Some(id) = &outcome.conversation_id {
+                let _ = write!(text, ", conversation {id}");
+            }
+            let _ = match (&outcome.error, &outcome.reason) {
+                (Some(error), _) => write!(text, ": {}: {error}", error.kind().name()),
+                (None, Some(reason)) => write!(text, ": skipped: {reason}"),
+                (None, None) => write!(text, ": {}", outcome.status.name()),
+            };
+        }
+        text.push('\n');
+    }
+    print(&text)?;
+    Ok(if failures.is_empty() {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
+}
+
+/// How many lines ended in each way.
+fn counted(results: &Path, summary: &JournalSummary) -> String {
+    let mut text = format!(
+        "{}: outcomes of {}, up to line {}\n",
+        results.display(),
+        many(summary.lines, "line"),
+        summary.last_line
+    );
+    for (status, count) in &summary.by_status {
+        if status != "failed" {
+            let _ = writeln!(text, "  {count:>9}  {status}");
+        }
+    }
+    for (kind, failed) in &summary.failed_by_kind {
+        let first: Vec<String> = failed.lines.iter().map(u64::to_string).collect();
+        let more = match failed.count > failed.lines.len() as u64 {
+            true => ", ...",
+            false => "",
+        };
+        let plural = if failed.count == 1 { "" } else { "s" };
+        let how = match failed.may_pass {
+            0 => "for good".to_owned(),
+            all if all == failed.count => "may pass".to_owned(),
+            some => format!("{some} may pass"),
+        };
+        let _ = writeln!(
+            text,
+            "  {:>9}  failed with {kind} ({how}; line{plural} {}{more})",
+            failed.count,
+            first.join(", ")
+        );
+    }
+    text
+}
+
 /// What a resume over the input would do.
 struct Ahead {
     /// Lines that have an outcome and would run again.
-    again: u64,
+    resume: u64,
     /// How many more of them with `--retry-failed`.
     retried: u64,
-    /// Lines of the results' shard that have no outcome.
+    /// Lines that have no outcome.
     without: u64,
     /// Why a resume without `--retry-failed` would do nothing.
     refused: Option<String>,
 }
 
 impl Ahead {
-    fn of(tally: &Tally, results: &Path, input: &Input) -> Result<Ahead, String> {
-        let shard = tally.shard.as_deref().and_then(|text| {
-            let (index, count) = text.split_once('/')?;
-            let index = index.parse::<u64>().ok()?.checked_sub(1)?;
-            let count = count.parse().ok().filter(|count| *count > 0)?;
-            Some(Shard { index, count })
-        });
-        let input = Input {
-            shard,
-            ..input.clone()
-        };
-        let mut opened = Opened::of(&input)?;
+    fn of(summary: &JournalSummary, results: &Path, input: &Input) -> Result<Ahead, String> {
+        let mut opened = Opened::of(input)?;
         opened.spool()?;
-        // As the resume does it, but nothing is written.
-        let past = |retry_failed: bool| -> Result<Past, String> {
-            let Some(mut results) = Results::open(results, true, shard, false)? else {
-                return Ok(Past::default());
-            };
-            let mut past = results.past()?;
-            if !past.is_empty() {
-                results.take_up(&mut past, retry_failed, || opened.lines())?;
-            }
-            Ok(past)
+        let mut all = opened.lines()?;
+        let count = all.wanted(|_| true).count() as u64;
+        all.failure()?;
+        let pending = |retry: bool| -> Result<Result<u64, Error>, String> {
+            let mut lines = opened.lines()?;
+            let pending = Journal::pending(results, retry, numbered(&mut lines));
+            Ok(pending.map(|lines| lines.count() as u64))
         };
-        let (plain, retrying) = (past(false), past(true));
-        let mut ahead = Ahead {
-            again: 0,
-            retried: 0,
-            without: 0,
-            refused: plain.as_ref().err().cloned(),
+        let (plain, retrying) = (pending(false)?, pending(true)?);
+        let without = count.saturating_sub(summary.lines);
+        let again = |pending: &Result<u64, Error>| {
+            let lines = pending.as_ref().copied().unwrap_or(without);
+            lines.saturating_sub(without)
         };
-        let mut lines = opened.lines()?;
-        while let Some(record) = lines.next_record() {
-            let line = record.number;
-            let ours = || shard.is_none() || lines.read(&record).is_some();
-            if !tally.has(line) {
-                ahead.without += u64::from(ours());
-                continue;
-            }
-            let runs = |past: &Result<Past, String>, retry| {
-                past.as_ref().is_ok_and(|past| past.wants(line, retry))
-            };
-            let again = runs(&plain, false);
-            ahead.again += u64::from(again);
-            // A line that was corrected may be another shard's now.
-            ahead.retried += u64::from(!again && runs(&retrying, true) && ours());
-        }
-        lines.failure().map(|()| ahead)
+        let resume = again(&plain);
+        Ok(Ahead {
+            resume,
+            retried: again(&retrying).saturating_sub(resume),
+            without,
+            refused: plain.err().map(|error| error.to_string()),
+        })
     }
 }

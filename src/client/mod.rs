@@ -15,6 +15,7 @@ use crate::report::event::Subscription;
 use crate::report::metrics::Metrics;
 use crate::report::receipt::{Identity, Receipt, Snapshot};
 use crate::session::exchange::Purpose;
+use crate::session::limiter::Wait;
 use crate::session::retry::Caller;
 use crate::store::Target;
 use crate::store::cache::Cached;
@@ -24,10 +25,8 @@ use crate::util::clock::Clock;
 use crate::util::sync::Cancel;
 use crate::values::attributes::Attributes;
 
-/// The time for a look-up that lines of a batch wait for, about that of one request, and how often
-/// it is sent: the lines can do without it.
+/// The time for a look-up that lines of a batch wait for: they can do without it.
 const LOOK_UP_DEADLINE: Duration = Duration::from_secs(30);
-const LOOK_UP_ATTEMPTS: u32 = 2;
 /// A look-up of 100 long conversations is answered by more than other requests are.
 const LOOK_UP_BODY: usize = 8 << 20;
 
@@ -420,7 +419,6 @@ impl Client {
         let mut policy = session.wire.policy;
         if caller == Caller::LookUp {
             policy.deadline = policy.deadline.min(LOOK_UP_DEADLINE);
-            policy.max_attempts = policy.max_attempts.min(LOOK_UP_ATTEMPTS);
         }
         let mut call = session.wire.begin(policy, caller, subject, cancel);
         let mut request = session.read_request(path);
@@ -465,6 +463,23 @@ impl Client {
     /// Until when a limit of requests makes everybody wait.
     pub(crate) fn limited_until(&self) -> Option<Instant> {
         self.core.session.wire.limiter.limited_until()
+    }
+
+    /// Why a request could not be sent now.
+    pub(crate) fn blocked(&self, now: Instant) -> Option<Wait> {
+        let limiter = &self.core.session.wire.limiter;
+        match limiter.acquire(now) {
+            Ok(()) => {
+                limiter.give_back();
+                None
+            }
+            Err(wait) => Some(wait),
+        }
+    }
+
+    /// How many requests a minute its rate limit allows.
+    pub(crate) fn rate(&self) -> Option<usize> {
+        self.core.session.wire.limiter.per_minute()
     }
 
     pub(crate) fn ended_policy(&self) -> EndedPolicy {

@@ -98,6 +98,11 @@ impl Limiter {
         }
     }
 
+    /// How many requests a minute it lets through.
+    pub(crate) fn per_minute(&self) -> Option<usize> {
+        self.slots
+    }
+
     /// Takes a slot, or says how long it is until there may be one. A taken slot must be given
     /// back with [`Limiter::release`], or with [`Limiter::give_back`] when nothing was sent.
     pub(crate) fn acquire(&self, now: Instant) -> Result<(), Wait> {
