@@ -151,7 +151,10 @@ fn look_ahead(updates: u64) {
     });
     run(
         &client(&server.url()),
-        (0..updates).map(|n| Update::participant(format!("c-{n}"), "customer").set("n", n)),
+        (0..updates).map(|n| {
+            Update::participant(format!("{n:08}-0000-4000-8000-000000000000"), "customer")
+                .set("n", n)
+        }),
     );
     println!(
         "look-ahead: {:.3} requests an update (budget: 1.02)",

@@ -440,8 +440,12 @@ impl<'a, T: Send, E: FnMut(T, &BatchOutcome) -> ControlFlow<()>> Running<'a, '_,
             let reads = !state.exhausted && !state.is_full();
             drop(state);
             twice = false;
-            if finished || shared.cancel.is_cancelled() {
+            if finished {
                 return;
+            }
+            if shared.cancel.is_cancelled() {
+                // Wakes the workers.
+                return shared.stop();
             }
             for _ in 0..more {
                 hire(shared, scope, out);

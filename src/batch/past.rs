@@ -342,12 +342,8 @@ impl Past {
             let was = moved.line();
             return mismatch(format_args!(
                 "line {line} of the input has changed since its outcome was written to {shown}: it \
-                 is what line {was} was, so {} before it deleted. {fix}: put the missing lines back, \
-                 or use a new journal",
-                match was - line {
-                    1 => "1 line was".to_owned(),
-                    many => format!("{many} lines were"),
-                }
+                 is what line {was} was, so lines were deleted before it. {fix}: put them back, or \
+                 use a new journal"
             ));
         }
         let mut next = input.take(NEAR);

@@ -2,6 +2,11 @@
 
 use super::*;
 
+/// The last digit of the number that a conversation's id was made from.
+fn last_digit(id: &str) -> u64 {
+    id.split('-').next().unwrap().parse::<u64>().unwrap() % 10
+}
+
 #[test]
 fn look_ahead_costs_one_request_for_a_hundred_updates() {
     for workers in [1, 8] {
@@ -13,7 +18,10 @@ fn look_ahead_costs_one_request_for_a_hundred_updates() {
         assert!(report.is_complete(), "{report:?}");
         assert_eq!((platform.requests(), platform.saw("details")), (1_010, 10));
         assert!(outcomes.values().all(|o| o.requests == 1));
-        assert_eq!(outcomes[&1].resource_id.as_deref(), Some("p-c-0"));
+        assert_eq!(
+            outcomes[&1].resource_id.as_deref(),
+            Some(format!("p-{}", uuid(0)).as_str())
+        );
         assert!(platform.story().is_empty());
     }
 }
@@ -24,15 +32,15 @@ fn look_ahead_leaves_what_it_cannot_tell_to_single_reads() {
     let client = participants(
         &platform,
         |_, url| {
-            let mut body = details_body(url, |id| id.ends_with('7'));
+            let mut body = details_body(url, |id| last_digit(id) == 7);
             for conversation in body["conversations"].as_array_mut().unwrap() {
                 let id = conversation["conversationId"].as_str().unwrap().to_owned();
                 let people = conversation["participants"].as_array_mut().unwrap();
-                match id.chars().last() {
+                match last_digit(&id) {
                     // Nobody yet; two of them; one without an id.
-                    Some('1') => people.truncate(1),
-                    Some('2') => people.push(people[1].clone()),
-                    Some('3') => people[1]["participantId"] = json!(null),
+                    1 => people.truncate(1),
+                    2 => people.push(people[1].clone()),
+                    3 => people[1]["participantId"] = json!(null),
                     _ => {}
                 }
             }
@@ -70,33 +78,6 @@ fn look_ahead_that_is_not_permitted_is_off_with_one_notice() {
     let notices = platform.notices.lock().unwrap();
     assert_eq!(notices.len(), 1, "{notices:?}");
     assert!(notices[0].contains("analytics:conversationDetail:view"));
-}
-
-#[test]
-fn look_ahead_survives_faults_and_one_bad_id() {
-    let platform = Platform::new();
-    let asked = AtomicUsize::new(0);
-    let client = participants(
-        &platform,
-        move |_, url| {
-            if url.contains("c-555") {
-                return Some(Ok(Response::new(400)));
-            }
-            match asked.fetch_add(1, Ordering::SeqCst) % 6 {
-                1 => Some(Ok(Response::new(503))),
-                2 => Some(broken()),
-                3 => Some(Ok(Response::new(200).with_broken_body("cut"))),
-                4 => Some(Ok(Response::new(429).with_header("Retry-After", "2"))),
-                _ => None,
-            }
-        },
-        |_| None,
-    );
-    let client = client.build().unwrap();
-    let batch = platform.batch(&client).workers(4);
-    let (report, _) = collected(batch, customers(1_000));
-    assert!(report.is_complete(), "{report:?}");
-    assert!(platform.requests() < 1_150, "{}", platform.requests());
 }
 
 /// What a run costs where the look-up works but for single faults.
@@ -204,7 +185,7 @@ fn look_ahead_keeps_the_order_and_leaves_other_targets_alone() {
     let client = participants(&platform, |_, _| None, |_| None);
     let client = client.build().unwrap();
     let update = |n: u64| {
-        let id = format!("c-{}", n % 70);
+        let id = uuid(n % 70);
         match n % 5 {
             0 => Update::participant(id, "purpose:customer"),
             1 => Update::participant(id, "p-x"),
@@ -231,34 +212,6 @@ fn look_ahead_keeps_the_order_and_leaves_other_targets_alone() {
 }
 
 #[test]
-fn look_ahead_does_not_wait_for_input_that_does_not_come() {
-    let platform = Platform::new();
-    let client = participants(&platform, |_, _| None, |_| None);
-    let client = client.build().unwrap();
-    let gate = Gate::new();
-    let held = gate.clone();
-    let updates = customers(10)
-        .into_iter()
-        .enumerate()
-        .map(move |(n, update)| {
-            if n == 5 {
-                held.wait();
-            }
-            update
-        });
-    let mut seen = 0;
-    let report = platform.batch(&client).run(updates, |_| {
-        seen += 1;
-        if seen == 5 {
-            gate.open();
-        }
-        ControlFlow::Continue(())
-    });
-    assert!(report.is_complete());
-    assert_eq!(platform.requests(), 12);
-}
-
-#[test]
 fn prefetched_participants_spare_each_update_its_read() {
     let platform = Platform::new();
     let client = participants(&platform, |_, _| None, |_| None);
@@ -272,8 +225,9 @@ fn prefetched_participants_spare_each_update_its_read() {
     }
     // What is known is not asked for, nor what is no purpose that stays.
     let others = [
-        Update::participant("x", "purpose:agent"),
-        Update::secure("x"),
+        Update::participant(uuid(900), "purpose:agent"),
+        Update::secure(uuid(900)),
+        Update::participant("no-uuid", "customer"),
     ];
     let all = updates.iter().chain(&others).map(Update::target);
     assert_eq!(client.prefetch_participants(all).unwrap(), 0);
@@ -297,64 +251,6 @@ fn prefetch_that_is_not_permitted_names_the_permission() {
 }
 
 #[test]
-fn look_ahead_finds_how_many_are_taken_and_asks_for_as_many() {
-    for workers in [1, 8] {
-        let platform = Platform::new();
-        let client = participants(
-            &platform,
-            |_, url| (url.matches(',').count() >= 20).then(|| Ok(Response::new(400))),
-            |_| None,
-        );
-        let client = client.build().unwrap();
-        let batch = platform.batch(&client).workers(workers);
-        let (report, _) = collected(batch, customers(1_000));
-        assert!(report.is_complete(), "{report:?}");
-        // 50 at the least.
-        let asked = platform.saw("details");
-        assert!(asked <= 56, "{workers} workers: {asked}");
-        assert_eq!(platform.requests(), 1_000 + asked);
-        assert!(platform.story().is_empty());
-    }
-}
-
-#[test]
-fn look_ahead_with_one_id_that_is_refused_reads_a_few_alone() {
-    for bad in ["c-0", "c-77", "c-555"] {
-        for workers in [1, 8] {
-            let platform = Platform::new();
-            let client = participants(
-                &platform,
-                move |_, url| {
-                    let ids = url.split("?id=").nth(1)?;
-                    let refused = ids.split(',').any(|id| id == bad);
-                    refused.then(|| Ok(Response::new(400)))
-                },
-                |_| None,
-            );
-            let client = client.build().unwrap();
-            let batch = platform.batch(&client).workers(workers);
-            let (report, _) = collected(batch, customers(2_000));
-            assert!(report.is_complete(), "{report:?}");
-            let requests = platform.requests();
-            assert!(requests <= 2_040, "{bad}, {workers} workers: {requests}");
-            assert!(platform.story().is_empty());
-        }
-    }
-}
-
-#[test]
-fn look_ahead_that_is_refused_however_few_it_asks_for_is_off() {
-    let platform = Platform::new();
-    let client = participants(&platform, |_, _| Some(Ok(Response::new(400))), |_| None);
-    let client = client.build().unwrap();
-    let (report, _) = collected(platform.batch(&client).workers(4), customers(1_000));
-    assert!(report.is_complete(), "{report:?}");
-    // Three times 100, 50, 25, 12, 6 and 3.
-    assert_eq!(platform.saw("details"), 18);
-    assert_eq!(platform.story(), ["participants are read"]);
-}
-
-#[test]
 fn look_ahead_at_a_low_rate_reads_nobody_twice() {
     // With several workers time passes while one of them does not run.
     for (workers, chance) in [(1, 0), (8, 20)] {
@@ -371,28 +267,6 @@ fn look_ahead_at_a_low_rate_reads_nobody_twice() {
             platform.requests() <= 404 + chance,
             "{}",
             platform.requests()
-        );
-    }
-}
-
-#[test]
-fn look_ahead_that_is_always_throttled_is_suspended() {
-    for answer in [
-        Response::new(429).with_header("Retry-After", "1"),
-        Response::new(429),
-        Response::new(429).with_header("Retry-After", "3600"),
-    ] {
-        let platform = Platform::new();
-        let client = participants(&platform, move |_, _| Some(Ok(answer.clone())), |_| None);
-        let client = client.build().unwrap();
-        let (report, _) = collected(platform.batch(&client).workers(4), customers(1_000));
-        assert!(report.is_complete(), "{report:?}");
-        // Once more where 500 lines are left to be read by then.
-        assert!((4..=5).contains(&platform.saw("details")));
-        let told = platform.story();
-        assert!(
-            told.contains(&"participants are read".to_owned()),
-            "{told:?}"
         );
     }
 }
@@ -418,55 +292,6 @@ fn prefetch_of_what_is_refused_is_the_refusal_where_nothing_was_answered() {
 }
 
 #[test]
-fn look_ahead_that_fails_for_a_while_is_suspended_and_comes_back() {
-    for workers in [1, 8] {
-        let platform = Platform::new();
-        let asked = AtomicUsize::new(0);
-        let client = participants(
-            &platform,
-            move |_, _| {
-                let fails = asked.fetch_add(1, Ordering::SeqCst) < 8;
-                fails.then(|| Ok(Response::new(503)))
-            },
-            |_| None,
-        );
-        let client = client.build().unwrap();
-        let batch = platform.batch(&client).workers(workers);
-        let (report, _) = collected(batch, customers(5_000));
-        assert!(report.is_complete(), "{report:?}");
-        // Two attempts each: three times, once more after 500 lines, and then it works.
-        let requests = platform.requests();
-        assert!(requests < 5_000 + 60 + 500 + 1_000 + 400, "{requests}");
-        assert_eq!(
-            platform.story(),
-            ["participants are read", "participants are looked"]
-        );
-    }
-}
-
-#[test]
-fn look_ahead_that_hangs_holds_the_lines_up_twice() {
-    let platform = Platform::new();
-    let client = participants(
-        &platform,
-        |platform, _| {
-            platform.clock.advance(Duration::from_secs(20));
-            Some(Err(TransportError::new(
-                Error::new(ErrorKind::Timeout, "no answer in time"),
-                Sent::Maybe,
-            )))
-        },
-        |_| None,
-    );
-    let client = client.build().unwrap();
-    let (report, _) = collected(platform.batch(&client).workers(8), customers(300));
-    assert!(report.is_complete(), "{report:?}");
-    // The first before anybody got an answer, the second after that.
-    assert_eq!((platform.saw("details"), platform.seconds()), (2, 40));
-    assert_eq!(platform.story(), ["participants are read"]);
-}
-
-#[test]
 fn look_ahead_takes_nobody_else_for_the_customer() {
     // Analytics shows the external participant, and not yet the customer.
     let platform = Platform::new();
@@ -474,7 +299,7 @@ fn look_ahead_takes_nobody_else_for_the_customer() {
         let mut body = details_body(url, |_| false);
         for conversation in body["conversations"].as_array_mut().unwrap() {
             let id = conversation["conversationId"].as_str().unwrap();
-            let id = match id.starts_with("c-") {
+            let id = match id < uuid(1_000).as_str() {
                 true => "other".to_owned(),
                 false => format!("p-{id}"),
             };
@@ -491,16 +316,16 @@ fn look_ahead_takes_nobody_else_for_the_customer() {
     assert!(outcomes.values().all(|o| o.requests == 2));
     assert_eq!(platform.saw("participants/other/"), 0);
     // Asked for by name, it is meant.
-    let update = |n: u64| Update::participant(format!("x-{n}"), "external").set("n", n);
+    let update = |n: u64| Update::participant(uuid(1_000 + n), "external").set("n", n);
     let (_, outcomes) = collected(platform.batch(&client), (0..50).map(update).collect());
     assert!(outcomes.values().all(|o| o.requests == 1));
 }
 
 #[test]
 fn look_ahead_finds_participants_for_lines_behind_others_of_their_conversation() {
-    let by_id = |n: u64| Update::participant(format!("c-{n}"), format!("p-c-{n}")).set("n", 0);
-    let customer = |n: u64| Update::participant(format!("c-{n}"), "customer").set("n", 1);
-    let purpose = |n: u64| Update::participant(format!("c-{n}"), "purpose:customer").set("n", 2);
+    let by_id = |n: u64| Update::participant(uuid(n), format!("p-{}", uuid(n))).set("n", 0);
+    let customer = |n: u64| Update::participant(uuid(n), "customer").set("n", 1);
+    let purpose = |n: u64| Update::participant(uuid(n), "purpose:customer").set("n", 2);
     let beside = (0..500).flat_map(|n| [by_id(n), customer(n)]).collect();
     let after = (0..500).map(by_id).chain((0..500).map(customer)).collect();
     let both = (0..500).flat_map(|n| [customer(n), purpose(n)]).collect();
@@ -542,9 +367,7 @@ fn look_ahead_finds_in_a_later_answer_what_an_earlier_one_lacked() {
     let client = client.build().unwrap();
     let updates = ["customer", "purpose:customer"]
         .into_iter()
-        .flat_map(|who| {
-            (0..100).map(move |n| Update::participant(format!("c-{n}"), who).set("n", n))
-        })
+        .flat_map(|who| (0..100).map(move |n| Update::participant(uuid(n), who).set("n", n)))
         .collect();
     let (report, outcomes) = collected(platform.batch(&client).workers(4), updates);
     assert!(report.is_complete(), "{report:?}");
@@ -609,7 +432,7 @@ fn failed_look_up_is_logged_without_its_ids() {
         told("/conversations/details: the connection broke"),
         "{lines:?}"
     );
-    assert!(!told("c-1"), "{lines:?}");
+    assert!(!told(&uuid(1)), "{lines:?}");
 }
 
 #[test]
@@ -643,7 +466,7 @@ fn look_ahead_in_an_outage_loses_no_line() {
                 }
                 let url = request.url();
                 let body = match (request.method(), url.contains("details")) {
-                    (Method::Get, true) => details_body(url, |id| id.ends_with('3')),
+                    (Method::Get, true) => details_body(url, |id| last_digit(id) == 3),
                     (Method::Get, false) => {
                         let id = url.rsplit('/').next().unwrap_or_default();
                         json!({ "participants": [{ "id": format!("p-{id}"), "purpose": "customer" }] })
@@ -654,11 +477,155 @@ fn look_ahead_in_an_outage_loses_no_line() {
                 Some(Ok(Response::new(200).with_body(body.to_string())))
             });
             let updates = (0..900)
-                .map(|n| Update::participant(format!("c-{}", n % 300), "customer").set("n", n))
+                .map(|n| Update::participant(uuid(n % 300), "customer").set("n", n))
                 .collect();
             let (report, outcomes) = collected(platform.batch(&client).workers(workers), updates);
             assert!(report.is_complete(), "{workers} {from} {report:?}");
             assert_eq!(outcomes.len(), 900);
         }
     }
+}
+
+#[test]
+fn look_ahead_reads_ids_that_are_no_uuids_by_their_own_line() {
+    let platform = Platform::new();
+    let client = participants(&platform, |_, _| None, |_| None);
+    let client = client.build().unwrap();
+    let updates = (0..200)
+        .map(|n| match n % 2 {
+            0 => Update::participant(uuid(n), "customer").set("n", n),
+            _ => Update::participant(format!("c-{n}"), "customer").set("n", n),
+        })
+        .collect();
+    let (report, outcomes) = collected(platform.batch(&client).workers(4), updates);
+    assert!(report.is_complete(), "{report:?}");
+    assert_eq!(platform.saw("details"), 1);
+    assert_eq!(platform.saw("id=c-"), 0);
+    for (line, outcome) in outcomes {
+        assert_eq!(outcome.requests, 1 + u32::from(line % 2 == 0), "{line}");
+    }
+}
+
+#[test]
+fn look_ahead_that_is_refused_reads_line_by_line_and_two_in_a_row_switch_it_off() {
+    for status in [400, 413, 414] {
+        for workers in [1, 8] {
+            // The second chunk of each three is refused: never two in a row.
+            let platform = Platform::new();
+            let asked = AtomicUsize::new(0);
+            let client = participants(
+                &platform,
+                move |_, _| {
+                    let refused = asked.fetch_add(1, Ordering::SeqCst) % 3 == 1;
+                    refused.then(|| Ok(Response::new(status)))
+                },
+                |_| None,
+            );
+            let client = client.build().unwrap();
+            let batch = platform.batch(&client).workers(workers);
+            let (report, _) = collected(batch, customers(900));
+            assert!(report.is_complete(), "{report:?}");
+            assert_eq!(platform.saw("details"), 9, "{workers} workers");
+            assert_eq!(platform.requests(), 900 + 9 + 300);
+            assert!(platform.story().is_empty());
+            // All are refused.
+            let platform = Platform::new();
+            let refused = move || Some(Ok(Response::new(status)));
+            let client = participants(&platform, move |_, _| refused(), |_| None);
+            let client = client.build().unwrap();
+            let batch = platform.batch(&client).workers(workers);
+            let (report, _) = collected(batch, customers(900));
+            assert!(report.is_complete(), "{report:?}");
+            assert_eq!(platform.saw("details"), 2, "{workers} workers");
+            assert_eq!(platform.story(), ["participants are read"]);
+        }
+    }
+}
+
+#[test]
+fn look_ahead_that_fails_for_a_passing_reason_is_tried_again_as_any_read() {
+    let failures: [fn() -> Answer; 3] = [
+        || Ok(Response::new(503)),
+        broken,
+        || Ok(Response::new(200).with_broken_body("cut")),
+    ];
+    for failure in failures {
+        let platform = Platform::new();
+        let asked = AtomicUsize::new(0);
+        let client = participants(
+            &platform,
+            move |_, _| (asked.fetch_add(1, Ordering::SeqCst) % 4 != 3).then(failure),
+            |_| None,
+        );
+        let client = client.build().unwrap();
+        let (report, outcomes) = collected(platform.batch(&client).workers(4), customers(500));
+        assert!(report.is_complete(), "{report:?}");
+        // Each of the five is answered at the fourth attempt.
+        assert_eq!(platform.saw("details"), 20);
+        assert!(outcomes.values().all(|outcome| outcome.requests == 1));
+    }
+}
+
+#[test]
+fn look_ahead_that_hangs_is_switched_off_after_two() {
+    let platform = Platform::new();
+    let client = participants(
+        &platform,
+        |platform, _| {
+            platform.clock.advance(Duration::from_secs(20));
+            Some(Err(TransportError::new(
+                Error::new(ErrorKind::Timeout, "no answer in time"),
+                Sent::Maybe,
+            )))
+        },
+        |_| None,
+    );
+    let client = client.build().unwrap();
+    let (report, _) = collected(platform.batch(&client).workers(8), customers(300));
+    assert!(report.is_complete(), "{report:?}");
+    assert_eq!((platform.saw("details"), platform.seconds()), (2, 40));
+    assert_eq!(platform.story(), ["participants are read"]);
+}
+
+#[test]
+fn look_ahead_does_not_wait_for_input_that_does_not_come() {
+    let platform = Platform::new();
+    let client = participants(&platform, |_, _| None, |_| None);
+    let client = client.build().unwrap();
+    let seen = Cell::new(0);
+    let mut next = 0;
+    let updates = std::iter::from_fn(|| match next {
+        10 => None,
+        5 if seen.get() < 5 => Some(None),
+        n => {
+            next += 1;
+            Some(Some(Update::participant(uuid(n), "customer").set("n", n)))
+        }
+    });
+    let report = platform.batch(&client).run(updates, |_| {
+        seen.set(seen.get() + 1);
+        ControlFlow::Continue(())
+    });
+    assert!(report.is_complete());
+    assert_eq!(platform.requests(), 12);
+}
+
+#[test]
+fn refused_conversations_that_ended_are_found_by_every_line() {
+    // By purpose, by id, and behind another line of the conversation.
+    let platform = Platform::new();
+    let single = |id: &str| {
+        Some(json!({ "endTime": "2026-01-01T00:00:00Z",
+            "participants": [{ "id": format!("p-{id}"), "purpose": "customer" }]}))
+    };
+    let client = participants(&platform, |_, _| None, single);
+    let client = client.ended_conversations(EndedPolicy::Refuse);
+    let client = client.build().unwrap();
+    let updates = (0..100)
+        .flat_map(|n| [uuid(n), uuid(n)])
+        .map(|id| Update::participant(id, "customer").set("n", 1))
+        .collect();
+    let (report, _) = collected(platform.batch(&client).workers(4), updates);
+    assert_eq!((report.failed, platform.saw("PATCH")), (200, 0));
+    assert_eq!(platform.saw("details"), 0);
 }

@@ -1,5 +1,6 @@
 //! The batch engine: order, skipping, and how far it reads ahead; what the other files share.
 
+mod journal;
 mod lookahead;
 mod outage;
 mod stops;
@@ -12,8 +13,10 @@ use genesys_attributes::{
     Batch, Cancel, Client, ClientBuilder, Credentials, EndedPolicy, Error, ErrorKind, RateLimit,
     Region, RetryPolicy, Status, Update,
 };
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -82,7 +85,7 @@ fn set(id: &str, n: u64) -> Update {
 /// Runs and collects the outcomes, sorted by line.
 fn collected(
     batch: Batch,
-    updates: Vec<impl BatchItem + Send>,
+    updates: Vec<impl BatchItem>,
 ) -> (BatchReport, BTreeMap<u64, BatchOutcome>) {
     let mut outcomes = BTreeMap::new();
     let report = batch.run(updates, |outcome| {
@@ -308,27 +311,58 @@ fn large_lines_fill_the_read_ahead_by_their_bytes() {
 }
 
 #[test]
-fn an_input_that_blocks_does_not_stall_outcomes() {
+fn an_input_that_waits_does_not_stall_outcomes() {
     let clock = ManualClock::new();
     let client = faked(&clock, conversations(|_| applied())).build().unwrap();
-    let gate = Gate::new();
-    let held = gate.clone();
-    let updates = (0..4u64).map(move |n| {
-        if n == 3 {
-            held.wait();
-        }
-        set(&format!("c-{n}"), n)
-    });
-    let mut seen = 0;
-    let report = Batch::new(&client).workers(2).run(updates, |_| {
-        seen += 1;
-        if seen == 3 {
-            // Only now does the input go on: three outcomes came while it blocked.
-            gate.open();
-        }
+    let seen = Cell::new(0);
+    let mut lines = Vec::new();
+    // The fourth line comes only after three outcomes.
+    let updates = waiting(4, |n| n < 3 || seen.get() == 3);
+    let report = Batch::new(&client).workers(2).run(updates, |outcome| {
+        seen.set(seen.get() + 1);
+        lines.push(outcome.line);
         ControlFlow::Continue(())
     });
     assert_eq!(report.applied, 4);
+    lines.sort_unstable();
+    assert_eq!(lines, [1, 2, 3, 4], "what is not there yet gets no number");
+}
+
+/// So many lines, each of which comes only once it may.
+fn waiting(lines: u64, may: impl Fn(u64) -> bool) -> impl Iterator<Item = Option<Update>> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        if next == lines {
+            return None;
+        }
+        if !may(next) {
+            return Some(None);
+        }
+        next += 1;
+        Some(Some(set(&format!("c-{}", next - 1), next - 1)))
+    })
+}
+
+#[test]
+fn input_and_closure_that_are_not_send_run_on_the_calling_thread() {
+    let clock = ManualClock::new();
+    let client = faked(&clock, conversations(|_| applied())).build().unwrap();
+    let here = std::thread::current().id();
+    let cursor = Rc::new(RefCell::new(0..50u64));
+    let rows = cursor.clone();
+    let updates = std::iter::from_fn(move || {
+        assert_eq!(std::thread::current().id(), here);
+        let n = rows.borrow_mut().next()?;
+        Some(set(&format!("c-{n}"), n))
+    });
+    let done = Rc::new(Cell::new(0));
+    let report = Batch::new(&client).workers(4).run(updates, |_| {
+        assert_eq!(std::thread::current().id(), here);
+        done.set(done.get() + 1);
+        ControlFlow::Continue(())
+    });
+    assert_eq!((report.applied, done.get()), (50, 50));
+    assert!(cursor.borrow().is_empty());
 }
 
 #[test]
@@ -623,24 +657,16 @@ fn batch_two_on_one_client_do_not_disturb_each_other() {
 }
 
 #[test]
-fn batch_input_that_blocks_does_not_hold_a_line_back() {
+fn batch_input_that_waits_does_not_hold_a_line_back() {
     let platform = Platform::new();
     let client = platform.client(|_, request| request.url().contains("c-0").then(broken));
-    let gate = Gate::new();
-    let held = gate.clone();
-    let updates = (0..2u64).map(move |n| {
-        if n == 1 {
-            held.wait();
-        }
-        set(&format!("c-{n}"), n)
-    });
-    let mut status = Vec::new();
+    let status = RefCell::new(Vec::new());
+    let updates = waiting(2, |n| n < 1 || !status.borrow().is_empty());
     platform.batch(&client).run(updates, |outcome| {
-        status.push(outcome.status);
-        gate.open();
+        status.borrow_mut().push(outcome.status);
         ControlFlow::Continue(())
     });
-    assert_eq!(status, [Status::Failed, Status::Applied]);
+    assert_eq!(status.into_inner(), [Status::Failed, Status::Applied]);
 }
 
 /// The answer to a read of many conversations, without those that `lacks` names.
@@ -691,7 +717,12 @@ fn participants(
     })
 }
 
+/// The id of a conversation, as the platform makes them.
+fn uuid(n: u64) -> String {
+    format!("{n:08}-0000-4000-8000-000000000000")
+}
+
 fn customers(count: u64) -> Vec<Update> {
-    let update = |n| Update::participant(format!("c-{n}"), "customer").set("n", n);
+    let update = |n| Update::participant(uuid(n), "customer").set("n", n);
     (0..count).map(update).collect()
 }
