@@ -35,6 +35,7 @@ pub struct Journal {
     lock: File,
     path: PathBuf,
     length: u64,
+    appended: bool,
     broken: bool,
 }
 
@@ -65,9 +66,15 @@ pub struct FailedLines {
     /// How many.
     pub count: u64,
     /// How many of them failed in a way that may pass.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub may_pass: u64,
     /// The first five of them, by their numbers.
     pub lines: Vec<u64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What a run takes up from earlier ones.
@@ -219,6 +226,7 @@ impl Journal {
             lock,
             path,
             length,
+            appended: false,
             broken: false,
         };
         // Written before anything is sent, so that no crash leaves an older value in place.
@@ -244,6 +252,7 @@ impl Journal {
         let written = line_of(outcome, mark).and_then(|line| {
             self.file.write_all(&line)?;
             self.length += line.len() as u64;
+            self.appended = true;
             Ok(())
         });
         written.map_err(|error| {
@@ -260,7 +269,9 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        if let Err(error) = self.file.sync_data() {
+        if self.appended
+            && let Err(error) = self.file.sync_data()
+        {
             let path = self.path.display();
             warn!("the journal {path} may not survive a loss of power: {error}");
         }

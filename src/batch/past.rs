@@ -281,8 +281,9 @@ impl Past {
         Ok(checked)
     }
 
-    /// The input has none of the lines of these entries: an error, unless all of them failed and
-    /// are retried. `end` is the last line of an input that has ended.
+    /// The input has none of the lines of these entries. That is an error, unless all of them
+    /// failed and are retried, or were corrected and belong to another shard now. `end` is the
+    /// last line of an input that has ended.
     fn may_be_missing(
         &self,
         from: usize,
@@ -294,7 +295,7 @@ impl Past {
         let missing = &self.0[from..to];
         let Some(first) = missing
             .iter()
-            .find(|entry| retry == Retry::None || !entry.is_open())
+            .find(|entry| !entry.is_open() || retry == Retry::None && end.is_some())
         else {
             return Ok(());
         };

@@ -311,7 +311,7 @@ fn metrics_of_two_shards_have_no_series_in_common() {
 }
 
 #[test]
-fn line_that_is_corrected_into_another_shard_is_run_there_and_settled_here() {
+fn line_that_is_corrected_into_another_shard_is_run_there() {
     let (store, server) = plain();
     let folder = Folder::new("moved");
     let input = folder.path("in");
@@ -343,7 +343,7 @@ fn line_that_is_corrected_into_another_shard_is_run_there_and_settled_here() {
     // The first is of part 1 now, and still wrong; the second stays; the third is of part 2.
     let (one, three) = (line("c-1", 100), line("c-3", 100));
     write(["{\"conversationId\":\"c-0\",\"unknown\":1}\n", &one, &three]);
-    assert_eq!(codes(false), [1, 2, 2]);
+    assert_eq!(codes(false), [1, 0, 2]);
     assert_eq!(codes(true), [1, 0, 0]);
     // And back.
     write([&line("c-3", 200), &one, &three]);
@@ -358,12 +358,6 @@ fn line_that_is_corrected_into_another_shard_is_run_there_and_settled_here() {
     written("c-0", &[1]);
     written("c-1", &[1, 100, 1]);
     written("c-3", &[1, 100, 1, 200, 100, 1]);
-    let text = std::fs::read_to_string(folder.path("done3")).unwrap();
-    let moved = text.lines().find(|line| line.contains("\"moved\":true"));
-    assert!(moved.unwrap().contains("\"line\":3,\"status\":\"skipped\""));
-    let ended = run(bare().arg("status").arg(folder.path("done3")).arg(&input));
-    assert!(ended.out.contains("outcomes of 2 lines"), "{}", ended.out);
-    assert!(ended.out.contains("A resume would run 0"), "{}", ended.out);
 }
 
 #[test]

@@ -329,3 +329,87 @@ fn four_shards_killed_and_resumed_apply_every_line_once() {
         });
     }
 }
+
+#[test]
+fn a_retry_of_changed_lines_leaves_what_fails_for_good_alone() {
+    let store = Store::default();
+    let server = store.serve(|req, _| req.path.contains("gone").then(|| Resp::json(404, "{}")));
+    let folder = Folder::new("retry-changed");
+    let input = folder.file("in", [line("gone", 1), line("a", 1)].concat());
+    let file = folder.path("results");
+    assert_eq!(run(&mut resume(&server, &input, &file)).code, 1);
+    let (before, requests) = (std::fs::read(&file).unwrap(), server.requests());
+    for _ in 0..2 {
+        let ended = run(resume(&server, &input, &file).arg("--retry-changed"));
+        assert_eq!(ended.code, 1, "{}", ended.err);
+    }
+    // Neither sent nor recorded again.
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+    assert_eq!(server.requests(), requests);
+    let listed = run(bare().args(["status", "--failed"]).arg(&file));
+    assert_eq!(listed.code, 1, "{}", listed.err);
+    assert!(
+        listed
+            .out
+            .starts_with("line 1, conversation gone: notFound: "),
+        "{}",
+        listed.out
+    );
+    let listed = run(bare().args(["status", "--failed", "--json"]).arg(&file));
+    let record: Value = serde_json::from_str(&listed.out).unwrap();
+    assert_eq!(record["error"]["kind"], "notFound");
+    // Corrected, it runs.
+    let input = folder.file("in", [line("b", 1), line("a", 1)].concat());
+    let ended = run(resume(&server, &input, &file).arg("--retry-changed"));
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    let listed = run(bare().args(["status", "--failed"]).arg(&file));
+    assert_eq!((listed.code, listed.out.as_str()), (0, ""));
+}
+
+#[test]
+fn a_look_at_the_status_never_keeps_a_batch_from_starting() {
+    let (_, server) = plain();
+    let folder = Folder::new("status-lock");
+    let input = folder.file("in", line("a", 1));
+    let file = folder.path("results");
+    assert_eq!(run(&mut resume(&server, &input, &file)).code, 0);
+    for _ in 0..6 {
+        // It reads its input from a pipe that stays open, and has the results open all the while.
+        let mut looking = bare()
+            .args(["status"])
+            .arg(&file)
+            .arg("-")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let ended = run(&mut resume(&server, &input, &file));
+        assert_eq!(ended.code, 0, "{}", ended.err);
+        drop(looking.stdin.take());
+        looking.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_deleted_line_is_named_and_no_retry_is_advised() {
+    let (_, server) = plain();
+    let folder = Folder::new("deleted");
+    let text: Vec<String> = (0..6).map(|n| line(&format!("c-{n}"), n)).collect();
+    let input = folder.file("in", text.concat());
+    let file = folder.path("results");
+    assert_eq!(run(&mut resume(&server, &input, &file)).code, 0);
+    let requests = server.requests();
+    let shorter = folder.file("in", [&text[..2], &text[3..]].concat().concat());
+    let ended = run(&mut resume(&server, &shorter, &file));
+    assert_eq!(ended.code, 2);
+    assert!(
+        ended.err.contains("line 3 of the input has changed")
+            && ended
+                .err
+                .contains("it is what line 4 was, so lines were deleted before it")
+            && !ended.err.contains("retry"),
+        "{}",
+        ended.err
+    );
+    assert_eq!(server.requests(), requests);
+}
