@@ -245,12 +245,7 @@ impl<T> Worker<'_, '_, T> {
     fn look_up(&self, mut jobs: Vec<Job<T>>) {
         let shared = self.shared;
         let targets: Vec<_> = jobs.iter().map(|job| job.update.target()).collect();
-        let answer = ask(
-            shared.client,
-            &targets,
-            Caller::LookUp,
-            Some(shared.cancel),
-        );
+        let answer = ask(shared.client, &targets, Caller::LookUp, Some(shared.cancel));
         let mut state = lock(&shared.state);
         state.looking = false;
         let (again, notice) = state.look_ahead.learn(&answer);
