@@ -154,10 +154,7 @@ pub(super) fn notice(notice: &Notice) -> Value {
         }
         Notice::RateLimited { wait } => value!({"notice": "rateLimited", "waitMs": millis(wait)}),
         Notice::LookAheadOff { error } => value!({"notice": "lookAheadOff", "error": error}),
-        Notice::LookAheadSuspended { error } => {
-            value!({"notice": "lookAheadSuspended", "error": error})
-        }
-        Notice::LookAheadResumed {} => value!({"notice": "lookAheadResumed"}),
+        Notice::OwnRateLimit { wait } => value!({"notice": "ownRateLimit", "waitMs": millis(wait)}),
     };
     record["message"] = notice.to_string().into();
     record

@@ -125,6 +125,7 @@ fn samples() -> BTreeMap<&'static str, Vec<Value>> {
     tagged["tag"] = "tag".into();
     let mut skipped = outcome(Err(errors()[0].clone()));
     (skipped.status, skipped.error) = (Status::Skipped, None);
+    skipped.reason = Some("why".into());
     let platform = testing::Platform::new();
     let client = platform.client_builder().build().unwrap();
     let broken = || Err::<Update, _>(errors()[1].clone());
@@ -132,6 +133,7 @@ fn samples() -> BTreeMap<&'static str, Vec<Value>> {
     let report = Batch::new(&client).run([broken()], go_on);
     let [server, _] = errors();
     let mut stopped = report.clone();
+    (stopped.finished_before, stopped.failed_before) = (2, 1);
     stopped.error = Some(server.clone());
     stopped.stopped = Some(crate::batch::StopReason::Outage);
     let wait = Duration::from_secs(1);
@@ -145,11 +147,8 @@ fn samples() -> BTreeMap<&'static str, Vec<Value>> {
         },
         Notice::OutageEnded { after: wait },
         Notice::RateLimited { wait },
-        Notice::LookAheadOff {
-            error: server.clone(),
-        },
-        Notice::LookAheadSuspended { error: server },
-        Notice::LookAheadResumed {},
+        Notice::OwnRateLimit { wait },
+        Notice::LookAheadOff { error: server },
     ];
     let identity = Identity {
         organization_id: Some("o".into()),
