@@ -5,13 +5,11 @@ use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use genesys_attributes::batch::{BatchItem, BatchOutcome, Journal, Notice, Retry, StopReason};
-use genesys_attributes::clock::{Clock, SystemClock};
 use genesys_attributes::{Batch as Engine, Client, Error, ErrorKind, Status, Update};
 use serde::Serialize;
 
@@ -21,7 +19,7 @@ use super::ending::End;
 use super::files::{replace_private, replaceable};
 use super::kinds::{self, Kind};
 use super::options::{Batch, Options};
-use super::progress::{Counts, Pace};
+use super::progress::Counts;
 use super::records::{Line, Lines};
 use super::screen::{self, Style};
 use super::signals::Signals;
@@ -108,25 +106,21 @@ pub(crate) fn print_line(record: &impl Serialize) -> io::Result<()> {
 }
 
 /// The engine of the library, with the options of the command line.
-fn engine(client: &Client, batch: &Batch, counts: &Arc<Counts>) -> Engine {
-    let counts = counts.clone();
+fn engine(client: &Client, batch: &Batch, total: Option<u64>) -> Engine {
     let engine = Engine::new(client)
         .workers(batch.workers)
         .max_outage(Duration::from_secs(batch.max_outage))
-        .on_notice(move |notice| {
-            // Each outage is told, however alike; its probes are folded like other warnings.
-            match notice {
-                Notice::OutageBegan { .. } => {
-                    counts.outage.store(true, Ordering::Relaxed);
-                    screen::warn(&notice.to_string());
-                }
-                Notice::OutageEnded { .. } => {
-                    counts.outage.store(false, Ordering::Relaxed);
-                    screen::warn(&notice.to_string());
-                }
-                _ => screen::log(log::Level::Warn, &notice.to_string()),
+        .on_notice(|notice| match notice {
+            // Each outage is shown; other warnings of one kind are counted.
+            Notice::OutageBegan { .. } | Notice::OutageEnded { .. } => {
+                screen::warn(&notice.to_string());
             }
+            _ => screen::log(log::Level::Warn, &notice.to_string()),
         });
+    let engine = match total {
+        Some(lines) => engine.expect_lines(lines),
+        None => engine,
+    };
     let engine = match &batch.results {
         Some(path) => engine.journal(path).retry_failed(retry(batch)),
         None => engine,
@@ -140,7 +134,7 @@ fn engine(client: &Client, batch: &Batch, counts: &Arc<Counts>) -> Engine {
 pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
     let config = config(options, batch)?;
     let mut opened = Opened::of(&batch.input).map_err(Failure::usage)?;
-    let (rate, strict) = (config.rate(), config.is_strict());
+    let strict = config.is_strict();
     let client = config.client(batch.workers)?;
     if let Some(path) = &batch.results {
         refuse_unless_resumed(path, batch).map_err(Failure::usage)?;
@@ -150,11 +144,13 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
         opened.spool().map_err(Failure::usage)?;
         replaceable(path).map_err(|e| unwritable_failed(path, &e))?;
     }
+    let engine = engine(&client, batch, total(&opened, batch));
     let counts = Arc::new(Counts::default());
     let metrics = batch.metrics.as_ref().map(|path| MetricsFile {
         path: path.clone(),
         client: client.clone(),
         counts: counts.clone(),
+        progress: engine.progress(),
         shard: batch.input.shard,
     });
     if let Some(metrics) = &metrics {
@@ -163,18 +159,15 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
             .map_err(|e| Failure::usage(format!("the file of --metrics cannot be written: {e}")))?;
     }
     let lines = opened.lines().map_err(Failure::usage)?;
-    let engine = engine(&client, batch, &counts);
     let signals =
         Signals::catch().map_err(|e| Failure::usage(format!("signals cannot be caught: {e}")))?;
     screen::fold();
     let ticker = Ticker::start(Ticks {
-        client: client.clone(),
-        counts: counts.clone(),
+        progress: engine.progress(),
         signals: signals.clone(),
         cancel: engine.cancel_handle(),
         metrics: metrics.clone(),
         style: progress_style(batch),
-        pace: Pace::new(SystemClock.now(), total(&opened, batch), rate),
         course: Default::default(),
     });
 
@@ -204,11 +197,7 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
     if report.stopped == Some(StopReason::Journal)
         && let Some(error) = &report.error
     {
-        let failure = Failure::usage(error.to_string());
-        if report.lines() == 0 {
-            return Err(failure);
-        }
-        unwritable.get_or_insert(failure);
+        unwritable.get_or_insert(Failure::usage(error.to_string()));
     }
     // A closure of the audit's file may be what fails.
     let flushed = client.flush(Duration::from_secs(5)).is_ok();
@@ -221,7 +210,10 @@ pub(crate) fn run(options: &Options, batch: &Batch) -> Run {
         retry_after,
         signal: signals.caught(),
     };
-    end.report(options, report.failed_before, batch.retry_failed);
+    // A journal that refuses the input is the only thing to tell.
+    if report.stopped != Some(StopReason::Journal) || report.lines() > 0 {
+        end.report(options, report.failed_before, batch.retry_failed);
+    }
     if let (Some(results), Some(_)) = (&batch.results, &batch.failed) {
         let failures = Journal::failures(results).map_err(|e| Failure::usage(e.to_string()))?;
         bad = failures.iter().map(|outcome| outcome.line).collect();
@@ -268,7 +260,7 @@ fn total(opened: &Opened<'_>, batch: &Batch) -> Option<u64> {
     }
 }
 
-/// What is done with each outcome.
+/// Takes each outcome of the batch.
 struct Outcomes<'a> {
     /// Without a results file they go to standard output.
     prints: bool,

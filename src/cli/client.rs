@@ -184,13 +184,6 @@ impl<'a> Config<'a> {
         kinds::check("the audit", audit.as_deref(), Kind::Audit).map_err(Failure::usage)
     }
 
-    /// Requests a minute, if they are limited.
-    pub(crate) fn rate(&self) -> Option<u32> {
-        let rate = self.field("ratePerMinute").and_then(Value::as_u64);
-        let rate = u32::try_from(rate.unwrap_or(300)).ok();
-        rate.filter(|rate| *rate > 0)
-    }
-
     /// A client that writes.
     pub(crate) fn client(self, workers: usize) -> Result<Client, Failure> {
         self.built(workers)

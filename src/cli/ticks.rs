@@ -1,32 +1,30 @@
-//! What happens while a batch runs, whether outcomes come or not: signals, the progress, metrics.
+//! The thread that looks at signals, shows the progress and writes the metrics while a batch runs.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, UNIX_EPOCH};
 
+use genesys_attributes::batch::{ProgressHandle, Waiting};
 use genesys_attributes::clock::{Clock, SystemClock};
-use genesys_attributes::{Cancel, Client, Status};
+use genesys_attributes::{Cancel, Client};
 
 use super::Exit;
 use super::files::replace;
 use super::options::Shard;
-use super::progress::{Counts, Pace, Seen};
+use super::progress::{self, Counts};
 use super::screen::{self, Style};
 use super::signals::Signals;
 
-/// What happens while the batch runs, whether outcomes come or not.
+/// What the thread looks at and writes.
 pub(crate) struct Ticks {
-    pub(crate) client: Client,
-    pub(crate) counts: Arc<Counts>,
+    pub(crate) progress: ProgressHandle,
     pub(crate) signals: Signals,
     pub(crate) cancel: Cancel,
     pub(crate) metrics: Option<MetricsFile>,
     pub(crate) style: Style,
-    pub(crate) pace: Pace,
     pub(crate) course: Course,
 }
 
@@ -55,7 +53,7 @@ impl Ticks {
         let begun = self.course.ticks == 0;
         self.course.ticks += 1;
         if second && self.style != Style::None {
-            let line = self.line();
+            let line = progress::line(&self.progress.look(), screen::width());
             match self.style {
                 Style::Redrawn => screen::draw(&line),
                 Style::Plain if half_minute && !begun => screen::note(&line),
@@ -73,19 +71,6 @@ impl Ticks {
         {
             screen::warn(&format!("the file of --metrics cannot be written: {error}"));
         }
-    }
-
-    fn line(&mut self) -> String {
-        let metrics = self.client.metrics();
-        let seen = Seen {
-            done: self.counts.done(),
-            failed: self.counts.of(Status::Failed),
-            skipped: self.counts.of(Status::Skipped),
-            requests: metrics.requests,
-            rate_limited: metrics.rate_limited,
-            outage: self.counts.outage.load(Ordering::Relaxed),
-        };
-        self.pace.line(SystemClock.now(), seen, screen::width())
     }
 }
 
@@ -112,7 +97,7 @@ impl Ticker {
 
     pub(crate) fn end(self) {
         drop(self.stop);
-        // A panic there has been told by its own message.
+        // A panic there printed its own message.
         let _ = self.thread.join();
     }
 }
@@ -123,13 +108,15 @@ pub(crate) struct MetricsFile {
     pub(crate) path: PathBuf,
     pub(crate) client: Client,
     pub(crate) counts: Arc<Counts>,
+    pub(crate) progress: ProgressHandle,
     pub(crate) shard: Option<Shard>,
 }
 
 impl MetricsFile {
     /// Replaces the file. `end` is the exit status, and whether each line has an outcome.
     pub(crate) fn write(&self, end: Option<(Exit, bool)>) -> io::Result<()> {
-        let mut text = self.client.metrics().to_prometheus() + &self.counts.to_prometheus();
+        let outage = matches!(self.progress.look().waiting, Some(Waiting::Outage(_)));
+        let mut text = self.client.metrics().to_prometheus() + &self.counts.to_prometheus(outage);
         let mut gauge = |name: &str, help: &str, value: u64| {
             let name = format!("genesys_attributes_batch_{name}");
             text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
@@ -158,8 +145,7 @@ impl MetricsFile {
     }
 }
 
-/// Prometheus text with one more label on each series: one collector refuses the same series in two
-/// files.
+/// Prometheus text with one more label on each series. A collector refuses one series in two files.
 fn labelled(text: &str, label: &str) -> String {
     let mut out = String::with_capacity(2 * text.len());
     for line in text.lines() {
