@@ -295,7 +295,7 @@ mod tests {
             (&["batch", "-qq"], "--quiet is given more than once"),
             (&["update"], "update needs CONVERSATION"),
             (&["batch", VALUE, "--resume"], "needs --results FILE"),
-            (&["forward", VALUE], "needs --url URL or --stdout"),
+            (&["forward"], "forward needs AUDIT-FILE"),
             (&[], "give a command: update, get"),
             (&[VALUE], "unknown command: use update, get"),
             (&["updaet", VALUE], "did you mean update?"),

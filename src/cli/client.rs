@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use genesys_attributes::validate::Schema;
+use genesys_attributes::webhook::Webhook;
 use genesys_attributes::{Client, ClientBuilder, Error, Settings};
 use serde_json::{Map, Value, json};
 
@@ -219,6 +220,14 @@ impl<'a> Config<'a> {
             from: self.from.clone(),
         }
         .built(1)
+    }
+
+    /// The webhook of the settings, at `url` if that is given.
+    pub(crate) fn webhook(&self, url: Option<&str>) -> Result<Option<Webhook>, Failure> {
+        let text = Value::Object(self.settings.clone()).to_string();
+        let settings = Settings::from_json(&text);
+        let webhook = settings.and_then(|settings| Webhook::from_settings(&settings, url));
+        webhook.map_err(|error| self.failed(error))
     }
 
     fn built(mut self, workers: usize) -> Result<Client, Failure> {

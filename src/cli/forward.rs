@@ -42,6 +42,7 @@ fn check_files(all: &Options, options: &Forward) -> Result<(), Failure> {
     for path in &options.secret_files {
         files = files.and_then(|files| files.read("--secret-file", Some(path)));
     }
+    files = files.and_then(|files| files.read("--url-file", options.url_file.as_deref()));
     for (_, path) in &options.headers {
         files = files.and_then(|files| files.read("--header", Some(path)));
     }
@@ -54,9 +55,10 @@ fn check_files(all: &Options, options: &Forward) -> Result<(), Failure> {
 
 pub(crate) fn run(all: &Options, options: &Forward) -> Run {
     check_files(all, options)?;
-    let mut forwarder = match &options.url {
-        Some(url) => Forwarder::new(&options.log, webhook(options, url)?),
-        None => Forwarder::new(&options.log, EnvelopeLines::new(io::stdout())),
+    let config = Config::read(all)?;
+    let mut forwarder = match options.stdout {
+        true => Forwarder::new(&options.log, EnvelopeLines::new(io::stdout())),
+        false => Forwarder::new(&options.log, webhook(options, &config)?),
     };
     if let Some(path) = &options.cursor {
         forwarder = forwarder.cursor(path);
@@ -68,7 +70,14 @@ pub(crate) fn run(all: &Options, options: &Forward) -> Run {
         forwarder = forwarder.max_attempts(most);
     }
     if options.settle {
-        forwarder = forwarder.settle(Config::read(all)?.reader()?);
+        forwarder = forwarder.settle(config.reader()?);
+    }
+    if let Some(seconds) = options.max_outage {
+        forwarder = forwarder.max_outage(Duration::from_secs(seconds));
+    }
+    // Cron starts the next one although the last one is at work: that is no error.
+    if forwarder.is_in_use().map_err(failure)? {
+        return Ok(Exit::InUse);
     }
     // Of a run that ends in an error nothing else is left.
     let last: Arc<Mutex<Option<ForwardReport>>> = Arc::default();
@@ -103,14 +112,13 @@ pub(crate) fn run(all: &Options, options: &Forward) -> Run {
         }
         tell(all, report);
     }
-    let report = ended.map_err(|error| match error.kind() {
-        // A file that cannot be read or written; or standard output, since a receiver that cannot
-        // be reached is tried again.
-        ErrorKind::Audit | ErrorKind::Transport => Failure {
-            exit: Exit::Usage,
+    let gave_up = report.as_ref().is_some_and(|report| report.gave_up);
+    let report = ended.map_err(|error| match gave_up {
+        true => Failure {
+            exit: Exit::NoReceiver,
             ..error.into()
         },
-        _ => error.into(),
+        false => failure(error),
     })?;
     metrics.map_err(|e| setting("--metrics", format!("cannot be written: {e}")))?;
     Ok(match signals.caught() {
@@ -121,8 +129,30 @@ pub(crate) fn run(all: &Options, options: &Forward) -> Run {
     })
 }
 
-fn webhook(options: &Forward, url: &str) -> Result<Webhook, Error> {
-    let mut webhook = Webhook::new(url)?;
+/// How an error of the forwarder ends the program.
+fn failure(error: Error) -> Failure {
+    match error.kind() {
+        // A file cannot be read or written, or standard output. A receiver that cannot be reached
+        // is tried again.
+        ErrorKind::Audit | ErrorKind::Transport => Failure {
+            exit: Exit::Usage,
+            ..error.into()
+        },
+        _ => error.into(),
+    }
+}
+
+fn webhook(options: &Forward, config: &Config) -> Result<Webhook, Failure> {
+    let of_file = options.url_file.as_ref();
+    let of_file = of_file
+        .map(|path| text_of("--url-file", path))
+        .transpose()?;
+    let url = options.url.as_deref().or(of_file.as_deref().map(str::trim));
+    let mut webhook = config.webhook(url)?.ok_or_else(|| {
+        Failure::usage(
+            "forward needs --url URL or --stdout (or --url-file FILE, or webhook.url in the settings)",
+        )
+    })?;
     for path in &options.secret_files {
         let text = text_of("--secret-file", path)?;
         let secrets: Vec<&str> = text
@@ -131,10 +161,8 @@ fn webhook(options: &Forward, url: &str) -> Result<Webhook, Error> {
             .filter(|l| !l.is_empty())
             .collect();
         if secrets.is_empty() {
-            return Err(setting(
-                "--secret-file",
-                format!("{} is empty", path.display()),
-            ));
+            let problem = format!("{} is empty", path.display());
+            return Err(setting("--secret-file", problem).into());
         }
         for secret in secrets {
             webhook = webhook.secret(secret)?;
@@ -147,7 +175,8 @@ fn webhook(options: &Forward, url: &str) -> Result<Webhook, Error> {
 }
 
 fn text_of(option: &str, path: &Path) -> Result<String, Error> {
-    warn_of_readers(path, option);
+    let what = option.trim_start_matches("--").trim_end_matches("-file");
+    warn_of_readers(path, what);
     std::fs::read_to_string(path)
         .map_err(|e| setting(option, format!("{} cannot be read: {e}", path.display())))
 }

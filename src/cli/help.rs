@@ -17,7 +17,7 @@ struct Exit {
     commands: &'static [&'static str],
 }
 
-const EXITS: [Exit; 11] = [
+const EXITS: [Exit; 13] = [
     Exit {
         status: "0",
         short: "done",
@@ -68,6 +68,18 @@ const EXITS: [Exit; 11] = [
         short: "audit lost",
         meaning: "the updates were made, but audit records were lost",
         commands: &["update", "batch"],
+    },
+    Exit {
+        status: "8",
+        short: "in use",
+        meaning: "another forwarder uses the cursor: it goes on, and there is nothing to do",
+        commands: &["forward"],
+    },
+    Exit {
+        status: "9",
+        short: "no receiver",
+        meaning: "the receiver took no event for --max-outage; repeat the command later",
+        commands: &["forward"],
     },
     Exit {
         status: "129",

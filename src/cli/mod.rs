@@ -49,6 +49,10 @@ pub(crate) enum Exit {
     RateLimited,
     Outage,
     AuditLost,
+    /// Another forwarder is at work.
+    InUse,
+    /// The receiver of a forwarder took nothing for too long.
+    NoReceiver,
     /// The status for the signal that came.
     Signal(u8),
     /// Nobody reads what is printed any more, which is no failure.
@@ -70,6 +74,8 @@ impl Exit {
             Exit::RateLimited => 5,
             Exit::Outage => 6,
             Exit::AuditLost => 7,
+            Exit::InUse => 8,
+            Exit::NoReceiver => 9,
             Exit::Signal(status) => status,
         }
     }

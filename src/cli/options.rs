@@ -548,7 +548,7 @@ pub(crate) struct Status {
 
 /// What `forward` is asked for.
 #[derive(Args)]
-#[command(group = ArgGroup::new("receiver").args(["url", "stdout"]).required(true))]
+#[command(group = ArgGroup::new("receiver").args(["url", "url_file", "stdout"]))]
 pub(crate) struct Forward {
     #[arg(
         value_name = "AUDIT-FILE",
@@ -559,6 +559,9 @@ pub(crate) struct Forward {
     /// POST each event there: https, or http on loopback
     #[arg(long, value_name = "URL", help_heading = DELIVERY)]
     pub(crate) url: Option<String>,
+    /// Read the URL from FILE: others can see --url
+    #[arg(long, value_name = "FILE", help_heading = DELIVERY)]
+    pub(crate) url_file: Option<PathBuf>,
     /// Print each event as a line of JSON
     #[arg(long, help_heading = DELIVERY)]
     pub(crate) stdout: bool,
@@ -584,6 +587,12 @@ pub(crate) struct Forward {
     #[arg(long, value_name = "N", help_heading = DELIVERY)]
     #[arg(value_parser = words::number::<u32>(1, u64::from(u32::MAX)))]
     pub(crate) max_attempts: Option<u32>,
+    /// Stop when the receiver takes nothing for longer
+    ///
+    /// Without it an event is tried again without end.
+    #[arg(long, value_name = "SECONDS", help_heading = DELIVERY)]
+    #[arg(value_parser = words::number::<u64>(0, 31_536_000))]
+    pub(crate) max_outage: Option<u64>,
     /// Wait for more events, until a signal comes
     #[arg(long, help_heading = DELIVERY)]
     pub(crate) follow: bool,

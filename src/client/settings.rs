@@ -42,6 +42,7 @@ use crate::values::schema::Schema;
 /// | `validationLimits` | object of `keyLength`, `stringLength`, `integerMax`, `bodyBytes` |
 /// | `schema` | an object, as [`Schema::from_json`](crate::Schema::from_json) reads it |
 /// | `audit` | object of `file` (JSON lines are appended to it), `strict`, `values`, `secureValues` (with `values`) |
+/// | `webhook` | object of `url`, `proxy`, `rootCertificatesFile`, `rootCertificates`, `timeouts`: the receiver of a forwarder, with fields of the same meaning |
 /// | `metadataSource` | text |
 /// | `endedConversations` | `"allow"`, `"warn"` or `"refuse"` |
 /// | `secureValuesInEvents` | `true` or `false` |
@@ -99,6 +100,8 @@ pub struct Settings {
     limits: ValidationLimits,
     schema: Option<Schema>,
     audit: Audit,
+    #[cfg_attr(not(feature = "forward"), allow(dead_code))]
+    pub(crate) webhook: Receiver,
     metadata_source: Option<String>,
     ended_conversations: Option<EndedPolicy>,
     secure_values_in_events: Option<bool>,
@@ -136,6 +139,17 @@ const NAMES: Names = &[
     ("user_agent", "userAgent"),
 ];
 
+/// The receiver of a forwarder's events, and the way to it.
+#[derive(Clone, Default)]
+#[cfg_attr(not(feature = "forward"), allow(dead_code))]
+pub(crate) struct Receiver {
+    /// It may hold a token.
+    pub(crate) url: Option<Secret>,
+    pub(crate) proxy: Option<Proxy>,
+    pub(crate) root_certificates: Option<Roots>,
+    pub(crate) timeouts: Timeouts,
+}
+
 #[derive(Clone, Default)]
 struct Audit {
     file: Option<PathBuf>,
@@ -145,13 +159,13 @@ struct Audit {
 }
 
 #[derive(Clone)]
-enum Proxy {
+pub(crate) enum Proxy {
     None,
     Url(Secret),
 }
 
 #[derive(Clone)]
-enum Roots {
+pub(crate) enum Roots {
     File(PathBuf),
     Pem(String),
 }
@@ -187,15 +201,7 @@ impl Settings {
             set(&mut retry.backoff_max, given.millis("backoffMaxMs")?);
             given.finish()?;
         }
-        let mut timeouts = Timeouts::default();
-        if let Some(mut given) = all.object("timeouts")? {
-            timeouts.resolve = given.seconds("resolveSeconds")?;
-            set(&mut timeouts.connect, given.seconds("connectSeconds")?);
-            set(&mut timeouts.send, given.seconds("sendSeconds")?);
-            set(&mut timeouts.response, given.seconds("responseSeconds")?);
-            set(&mut timeouts.body, given.seconds("bodySeconds")?);
-            given.finish()?;
-        }
+        let timeouts = timeouts_of(&mut all)?;
         let mut limits = ValidationLimits::default();
         if let Some(mut given) = all.object("validationLimits")? {
             set(&mut limits.key_length, given.whole("keyLength")?);
@@ -224,26 +230,18 @@ impl Settings {
                 ));
             }
         };
-        let proxy = match all.take("proxy") {
-            None => None,
-            Some(Value::Bool(false)) => Some(Proxy::None),
-            Some(Value::String(url)) => Some(Proxy::Url(Secret::new(url))),
-            Some(_) => return Err(wrong("proxy", "must be a URL, or false for no proxy")),
-        };
-        let root_certificates = match (
-            all.text("rootCertificatesFile")?,
-            all.text("rootCertificates")?,
-        ) {
-            (None, None) => None,
-            (Some(file), None) => Some(Roots::File(file.into())),
-            (None, Some(pem)) => Some(Roots::Pem(pem)),
-            (Some(_), Some(_)) => {
-                return Err(wrong(
-                    "rootCertificates",
-                    "and rootCertificatesFile are both given: choose one",
-                ));
-            }
-        };
+        let mut webhook = Receiver::default();
+        if let Some(mut given) = all.object("webhook")? {
+            webhook = Receiver {
+                url: given.text("url")?.map(Secret::new),
+                proxy: proxy_of(&mut given)?,
+                root_certificates: roots_of(&mut given)?,
+                timeouts: timeouts_of(&mut given)?,
+            };
+            given.finish()?;
+        }
+        let proxy = proxy_of(&mut all)?;
+        let root_certificates = roots_of(&mut all)?;
         let settings = Settings {
             region: all.text("region")?,
             client_id: all.text("clientId")?,
@@ -258,6 +256,7 @@ impl Settings {
             limits,
             schema: schema_of(all.take("schema"))?,
             audit,
+            webhook,
             metadata_source: all.text("metadataSource")?,
             ended_conversations,
             secure_values_in_events: all.flag("secureValuesInEvents")?,
@@ -274,7 +273,7 @@ impl Settings {
     }
 
     /// Makes a builder with these settings, to which hooks and what else is code can be added.
-    /// Opens the audit file and reads the file of root certificates.
+    /// Checks the audit file, which the first record opens, and reads the file of root certificates.
     ///
     /// # Errors
     ///
@@ -348,13 +347,7 @@ impl Settings {
         };
         builder = match self.root_certificates {
             None => builder,
-            Some(Roots::Pem(pem)) => builder.root_certificates(pem),
-            Some(Roots::File(path)) => builder.root_certificates(fs::read(&path).map_err(|e| {
-                wrong(
-                    "rootCertificatesFile",
-                    format_args!("{} cannot be read: {e}", path.display()),
-                )
-            })?),
+            Some(roots) => builder.root_certificates(roots.pem()?),
         };
         if let Some(connections) = self.max_idle_connections {
             builder = builder.max_idle_connections(connections);
@@ -380,8 +373,9 @@ impl Settings {
         let file = match self.audit.file {
             None => None,
             Some(path) => {
-                let opened = AuditFile::open(&path);
-                Some(opened.map_err(|e| {
+                let file = AuditFile::lazy(&path);
+                let checked = file.check().map(|()| file);
+                Some(checked.map_err(|e| {
                     wrong(
                         "audit.file",
                         format_args!("{} cannot be opened: {e}", path.display()),
@@ -510,6 +504,55 @@ impl<F: AuditSink> AuditSink for Both<F> {
 }
 
 #[cold]
+fn timeouts_of(fields: &mut Fields) -> Result<Timeouts> {
+    let mut timeouts = Timeouts::default();
+    if let Some(mut given) = fields.object("timeouts")? {
+        timeouts.resolve = given.seconds("resolveSeconds")?;
+        set(&mut timeouts.connect, given.seconds("connectSeconds")?);
+        set(&mut timeouts.send, given.seconds("sendSeconds")?);
+        set(&mut timeouts.response, given.seconds("responseSeconds")?);
+        set(&mut timeouts.body, given.seconds("bodySeconds")?);
+        given.finish()?;
+    }
+    Ok(timeouts)
+}
+
+fn proxy_of(fields: &mut Fields) -> Result<Option<Proxy>> {
+    Ok(match fields.take("proxy") {
+        None => None,
+        Some(Value::Bool(false)) => Some(Proxy::None),
+        Some(Value::String(url)) => Some(Proxy::Url(Secret::new(url))),
+        Some(_) => return Err(fields.wrong("proxy", "must be a URL, or false for no proxy")),
+    })
+}
+
+fn roots_of(fields: &mut Fields) -> Result<Option<Roots>> {
+    let file = fields.text("rootCertificatesFile")?;
+    Ok(match (file, fields.text("rootCertificates")?) {
+        (None, None) => None,
+        (Some(file), None) => Some(Roots::File(file.into())),
+        (None, Some(pem)) => Some(Roots::Pem(pem)),
+        (Some(_), Some(_)) => {
+            let problem = "and rootCertificatesFile are both given: choose one";
+            return Err(fields.wrong("rootCertificates", problem));
+        }
+    })
+}
+
+impl Roots {
+    pub(crate) fn pem(self) -> Result<Vec<u8>> {
+        match self {
+            Roots::Pem(pem) => Ok(pem.into_bytes()),
+            Roots::File(path) => fs::read(&path).map_err(|e| {
+                wrong(
+                    "rootCertificatesFile",
+                    format_args!("{} cannot be read: {e}", path.display()),
+                )
+            }),
+        }
+    }
+}
+
 fn wrong(field: &str, problem: impl fmt::Display) -> Error {
     Error::config(field, problem)
 }
@@ -629,6 +672,7 @@ mod tests {
         "validationLimits": {"keyLength": 1, "stringLength": 2, "integerMax": 3, "bodyBytes": 4},
         "schema": {"keys": {"tier": {"type": "text"}}, "onlyKnownKeys": true},
         "audit": {"file": null, "strict": false, "values": true, "secureValues": true},
+        "webhook": {"url": "https://crm.example/hook", "proxy": false, "timeouts": {"connectSeconds": 1}},
         "metadataSource": "tests", "endedConversations": "refuse", "secureValuesInEvents": true,
         "proxy": false, "maxIdleConnections": 5, "maxResponseBody": 1000, "userAgent": "tests/1",
         "versionCache": 0, "jitterSeed": 7

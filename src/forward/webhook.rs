@@ -8,6 +8,7 @@ use std::time::UNIX_EPOCH;
 
 use ring::hmac;
 
+use crate::client::settings::{Proxy, Roots, Settings};
 use crate::error::secret::Secret;
 use crate::error::{Error, ErrorKind, Result};
 use crate::forward::{Envelope, Sink, Undelivered};
@@ -92,6 +93,28 @@ impl Webhook {
             options,
             clock: Arc::new(SystemClock),
         })
+    }
+
+    /// The webhook that the field `webhook` of the settings describes, at `url` if that is given;
+    /// `None` without an address.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`], saying what is wrong, or which file cannot be read.
+    pub fn from_settings(settings: &Settings, url: Option<&str>) -> Result<Option<Webhook>> {
+        let receiver = settings.webhook.clone();
+        let Some(url) = url.or(receiver.url.as_ref().map(Secret::expose)) else {
+            return Ok(None);
+        };
+        let mut webhook = Webhook::new(url)?.timeouts(receiver.timeouts)?;
+        webhook.options.proxy = match receiver.proxy {
+            None => ProxyChoice::Environment,
+            Some(Proxy::None) => ProxyChoice::None,
+            Some(Proxy::Url(url)) => ProxyChoice::Url(url),
+        };
+        webhook.options.root_certificates =
+            receiver.root_certificates.map(Roots::pem).transpose()?;
+        webhook.rebuilt().map(Some)
     }
 
     /// Signs with this secret, `whsec_` and base64, as the receiver gave it. With several, each

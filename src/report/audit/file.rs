@@ -123,6 +123,24 @@ impl AuditFile {
         }
     }
 
+    /// Refuses what no record can be written to, and makes nothing: a file of another kind, a
+    /// folder, a file in a folder that is not there, a pipe without a reader.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        match std::fs::metadata(&self.path) {
+            Ok(found) if found.is_file() => Open::foreign(&Head::open(&self.path)?.1),
+            Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+            Ok(_) => {
+                *lock(&self.state) = Some(Open::stream(&self.path)?);
+                Ok(())
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty());
+                folder.map_or(Ok(()), |folder| std::fs::metadata(folder).map(drop))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
     /// A file for outcomes that were found out about other writers.
     #[cfg(feature = "forward")]
     pub(crate) fn of_others(path: &Path) -> AuditFile {
@@ -181,12 +199,7 @@ impl Open {
     fn at(path: &Path, log: Option<(File, String)>, after: u64) -> io::Result<Open> {
         let file = private().read(true).append(true).create(true).open(path)?;
         let head = Head::of(&file)?;
-        if head.is_foreign {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "it holds something else than audit records: give another file",
-            ));
-        }
+        Open::foreign(&head)?;
         let part = match (head.place, &log) {
             (Some(place), _) => place.part,
             (None, None) => 0,
@@ -211,6 +224,14 @@ impl Open {
             looked: None,
             is_named: false,
         })
+    }
+
+    fn foreign(head: &Head) -> io::Result<()> {
+        let problem = "it holds something else than audit records: give another file";
+        match head.is_foreign {
+            true => Err(io::Error::new(io::ErrorKind::InvalidInput, problem)),
+            false => Ok(()),
+        }
     }
 
     /// Opens a pipe or a device, and waits a moment for the reader of a pipe.

@@ -227,6 +227,165 @@ fn program_orphans_and_dead_letters_are_status_1() {
     assert!(folder.read("dead").contains("\"status\":400"));
 }
 
+/// Cron starts the next one while the last one is at work.
+#[test]
+fn program_that_finds_another_one_at_work_ends_quietly() {
+    let folder = Folder::new("p-cron");
+    folder.append("audit.jsonl", applied(1));
+    let words = ["forward", "audit.jsonl", "--stdout"];
+    let _ = program(&folder, &words).output().unwrap();
+    folder.append("audit.jsonl", applied(2));
+    let other = File::open(folder.path("audit.jsonl.cursor.lock")).unwrap();
+    other.lock().unwrap();
+    let output = program(&folder, &words).output().unwrap();
+    assert_eq!((code(&output), text(&output.stderr)), (8, String::new()));
+    assert_eq!(text(&output.stdout), "");
+    other.unlock().unwrap();
+    let output = program(&folder, &words).output().unwrap();
+    assert_eq!(text(&output.stdout).lines().count(), 1);
+}
+
+#[test]
+fn program_stops_when_the_receiver_takes_nothing_for_too_long() {
+    let folder = Folder::new("p-outage");
+    folder.append("audit.jsonl", applied(1));
+    for status in [401, 403, 404, 405, 410, 503] {
+        let receiver = Server::start(move |_| Resp::empty(status));
+        let url = receiver.url();
+        let words = [
+            "forward",
+            "audit.jsonl",
+            "--url",
+            &url,
+            "--max-outage",
+            "0",
+            "--json",
+        ];
+        let output = program(&folder, &words).output().unwrap();
+        let err = text(&output.stderr);
+        assert_eq!(code(&output), 9, "{err}");
+        assert!(
+            err.contains("\"gaveUp\":true") && err.contains(&status.to_string()),
+            "{err}"
+        );
+        assert!(!folder.path("audit.jsonl.dead").exists());
+    }
+    let output = program(&folder, &["forward", "audit.jsonl", "--stdout"]).output();
+    assert_eq!(text(&output.unwrap().stdout).lines().count(), 1);
+}
+
+/// The address may hold a token: it comes from a file or the settings, and shows nowhere.
+#[test]
+fn program_takes_the_url_from_a_file_or_the_settings() {
+    let folder = Folder::new("p-url");
+    let receiver = Server::start(|_| Resp::empty(204));
+    let url = receiver.url() + "/hook?key=url-5ecret";
+    let settings = |webhook: Value| json!({ "webhook": webhook, "region": "eu-west-1" });
+    folder.append("url", url.clone() + "\n");
+    folder.append(
+        "settings",
+        settings(json!({ "url": url, "proxy": false })).to_string(),
+    );
+    folder.append(
+        "proxy",
+        settings(json!({ "url": "http://crm.invalid/", "timeouts": { "connectSeconds": 1 } }))
+            .to_string(),
+    );
+    folder.append(
+        "wrong",
+        settings(json!({ "url": url, "bodySeconds": 1 })).to_string(),
+    );
+    folder.append(
+        "roots",
+        settings(json!({ "rootCertificatesFile": "absent" })).to_string(),
+    );
+    for (n, (words, status, says)) in [
+        (&["--url-file", "url"][..], 0, "delivered 1"),
+        (&["--settings", "settings"], 0, "delivered 1"),
+        (
+            &["--settings", "proxy", "--url-file", "url"],
+            0,
+            "delivered 1",
+        ),
+        (&["--settings", "wrong"], 2, "webhook.bodySeconds"),
+        (&["--settings", "roots", "--url-file", "url"], 2, "absent"),
+        (&["--settings", "proxy"], 2, "in the clear"),
+        (&["--url-file", "nothing"], 2, "nothing"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        folder.append("audit.jsonl", applied(n as u64));
+        let words = [&["forward", "audit.jsonl"], words].concat();
+        let output = program(&folder, &words).output().unwrap();
+        let err = text(&output.stderr);
+        assert_eq!(code(&output), status, "{words:?}: {err}");
+        assert!(err.contains(says), "{words:?}: {err}");
+        assert!(!err.contains("url-5ecret"), "{err}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn program_warns_of_files_with_secrets_that_others_can_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new("p-readers");
+    let receiver = Server::start(|_| Resp::empty(204));
+    folder.append("url", receiver.url());
+    folder.append("secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+    folder.append("value", "Bearer t0ken");
+    let words = [
+        "forward",
+        "audit.jsonl",
+        "--url-file",
+        "url",
+        "--secret-file",
+        "secret",
+    ];
+    let words = [&words[..], &["--header", "Authorization=@value"]].concat();
+    for (mode, count) in [(0o644, 3), (0o640, 3), (0o600, 0)] {
+        for name in ["url", "secret", "value"] {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(folder.path(name), mode).unwrap();
+        }
+        folder.append("audit.jsonl", applied(1));
+        let output = program(&folder, &words).output().unwrap();
+        let err = text(&output.stderr);
+        assert_eq!(code(&output), 0, "{err}");
+        assert_eq!(err.matches("chmod 600").count(), count, "{err}");
+    }
+}
+
+/// The settings name the log that is followed: the client that only reads neither writes nor locks it.
+#[test]
+fn program_that_settles_by_settings_opens_no_audit_file() {
+    let (folder, store) = (Folder::new("p-sink"), Store::default());
+    let platform = store.serve(|_, _| None);
+    let settings = json!({
+        "region": "eu-west-1", "clientId": "id", "clientSecret": "s", "baseUrl": platform.url(),
+        "audit": { "file": "audit.jsonl", "values": true },
+    });
+    folder.append("settings", settings.to_string());
+    folder.append("audit.jsonl", applied(1) + &intent(2));
+    let words = [
+        "forward",
+        "audit.jsonl",
+        "--stdout",
+        "--settle",
+        "--settings",
+        "settings",
+    ];
+    let output = program(&folder, &words).output().unwrap();
+    let err = text(&output.stderr);
+    assert_eq!(code(&output), 0, "{err}");
+    assert!(
+        err.contains("settled 1") && err.contains("pending 0"),
+        "{err}"
+    );
+    assert_eq!(folder.read("audit.jsonl").lines().count(), 3);
+    assert!(!folder.read("audit.jsonl").contains("opened"));
+}
+
 #[test]
 #[cfg(unix)]
 fn program_follow_ends_cleanly_on_sigterm() {
@@ -307,7 +466,7 @@ fn program_stopped_without_follow_says_so() {
 fn program_kills_of_writer_and_forwarder_lose_nothing() {
     const CONVERSATIONS: u64 = 6;
     let (lines, kills) = if crate::fake::full() {
-        (300, 10)
+        (300, 20)
     } else {
         (90, 3)
     };
