@@ -346,7 +346,9 @@ impl Open {
             Some((lock, id)) => Some((lock.try_clone()?, id.clone())),
             None => None,
         };
-        *self = Open::at(path, log, self.part)?;
+        // A file that was renamed without a record is no part.
+        let after = self.part.saturating_sub(u64::from(!self.is_begun));
+        *self = Open::at(path, log, after)?;
         Ok(())
     }
 
@@ -614,6 +616,26 @@ mod tests {
         let parts = parts.map(|name| place(&folder.0.join(name)));
         assert_eq!(parts.each_ref().map(|place| place.part), [1, 2, 3]);
         assert!(parts.iter().all(|place| place.log == parts[0].log));
+    }
+
+    /// A reader would look for the part that has no record.
+    #[test]
+    #[cfg(unix)]
+    fn audit_file_renamed_before_its_first_record_is_no_part() {
+        let folder = Folder::new("empty");
+        let log = AuditFile::open(folder.log()).unwrap();
+        log.record(&sample()).unwrap();
+        std::fs::rename(folder.log(), folder.0.join("audit.jsonl.1")).unwrap();
+        look_before(&log, true);
+        {
+            let mut state = lock(&log.state);
+            state.as_mut().unwrap().go_on(&folder.log()).unwrap();
+        }
+        std::fs::rename(folder.log(), folder.0.join("audit.jsonl.2")).unwrap();
+        look_before(&log, true);
+        log.record(&sample()).unwrap();
+        let place = Head::open(&folder.log()).unwrap().1.place.unwrap();
+        assert_eq!(place.part, 2);
     }
 
     /// The log goes on after a rotation while no process wrote it.
