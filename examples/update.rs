@@ -3,7 +3,9 @@
 //! Without credentials in the environment it starts an embedded sandbox (a stand-in for the
 //! platform on a port of this machine) and runs against that over real HTTP. With
 //! `GENESYS_CLOUD_REGION`, `GENESYS_CLOUD_CLIENT_ID` and `GENESYS_CLOUD_CLIENT_SECRET` set it runs
-//! against the real platform; `TARGET_CONVERSATION_ID` names the conversation then.
+//! against the real platform; `TARGET_CONVERSATION_ID` names the conversation then, and the customer
+//! in it gets the attributes, since the platform has no conversation-level endpoint as the sandbox
+//! has.
 
 #[path = "../tests/support/sandbox.rs"]
 mod sandbox;
@@ -52,7 +54,7 @@ fn run() -> Result<(), Error> {
 
     if credentials_given {
         let client = with_hooks(ClientBuilder::from_env()?).build()?;
-        return main_job(&client, &conversation);
+        return main_job(&client, Update::participant(conversation, "customer"));
     }
 
     let sandbox = Sandbox::start();
@@ -74,7 +76,7 @@ fn run() -> Result<(), Error> {
     .base_url(sandbox.url())
     .rate_limit(RateLimit::unlimited());
     let client = with_hooks(builder).build()?;
-    main_job(&client, &conversation)?;
+    main_job(&client, Update::conversation(&conversation))?;
     beyond_the_main_job(&client, &sandbox, &conversation)
 }
 
@@ -88,21 +90,26 @@ fn with_hooks(builder: ClientBuilder) -> ClientBuilder {
 }
 
 /// Four attributes of each kind of value, and what the update leaves behind.
-fn main_job(client: &Client, conversation: &str) -> Result<(), Error> {
+fn main_job(client: &Client, update: Update) -> Result<(), Error> {
     let downstream = client.subscribe(100);
-    let update = Update::conversation(conversation)
+    let update = update
         .set("campaign.id", "12345")
         .set("customer.tier", "premium")
         .set("routing.score", 85)
         .set("last.updated", rfc3339(SystemTime::now()));
 
-    info!("[INIT] updating conversation {conversation}");
+    let target = update.target();
+    info!(
+        "[INIT] updating the {} attributes of conversation {}",
+        target.kind(),
+        target.conversation_id()
+    );
     let receipt = client.update(&update)?;
     info!(
         "[SUCCESS] {} as version {} on top of {}, after {} writes and {} requests in {:?}",
         receipt.outcome,
-        receipt.version.as_deref().unwrap_or("?"),
-        receipt.previous_version.as_deref().unwrap_or("?"),
+        receipt.version.as_deref().unwrap_or("none"),
+        receipt.previous_version.as_deref().unwrap_or("none"),
         receipt.attempts,
         receipt.requests,
         receipt.latency,

@@ -169,6 +169,9 @@ int gca_reply_remove(gca_reply *reply, const char *key);
 /* Reads a target's attributes and version: one request. *result: the snapshot. */
 int gca_read(gca_client *client, const char *target_json, gca_cancel *cancel, char **result);
 
+/* Reads who takes part in a conversation, or did: one request. *result: a JSON list of participants. */
+int gca_participants(gca_client *client, const char *conversation_id, gca_cancel *cancel, char **result);
+
 /* Reads what the target of an update holds now, after all checks that the update would make before its first write.
  * Nothing is written. *result: the snapshot. */
 int gca_preview(gca_client *client, const char *update_json, gca_cancel *cancel, char **result);

@@ -139,7 +139,7 @@ pub use report::{audit, event, metrics};
 pub use session::auth::Credentials;
 pub use session::retry;
 pub use session::retry::{RateLimit, RetryPolicy};
-pub use store::{Participant, Target, TargetKind};
+pub use store::{Participant, ParticipantInfo, Target, TargetKind};
 pub use update::core::EndedPolicy;
 pub use update::{Edit, Update};
 pub use util::clock;

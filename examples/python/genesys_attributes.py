@@ -256,6 +256,7 @@ def _load(path: str) -> ctypes.CDLL:
         ("gca_reply_set", status, [pointer, text]),
         ("gca_reply_remove", status, [pointer, text]),
         ("gca_read", status, [pointer, text, pointer, result]),
+        ("gca_participants", status, [pointer, text, pointer, result]),
         ("gca_preview", status, [pointer, text, pointer, result]),
         ("gca_validate", status, [pointer, text, result]),
         ("gca_verify_credentials", status, [pointer, pointer, result]),
@@ -639,6 +640,12 @@ class Client:
         """Reads a target's attributes and version: one request."""
         return _object(self._wait("gca_read", _json(_record("target", target)), cancel=cancel))
 
+    def participants(self, conversation: str, *, cancel: Optional[Cancel] = None) -> list[dict[str, Any]]:
+        """Reads who takes part in a conversation, or did: one request."""
+        text = self._wait("gca_participants", conversation.encode(), cancel=cancel)
+        participants: list[dict[str, Any]] = json.loads(text)
+        return participants
+
     def preview(self, update: Record, *, cancel: Optional[Cancel] = None) -> dict[str, Any]:
         """Reads what the target of an update holds, after all checks that it would make before its first write."""
         return _object(self._wait("gca_preview", _json(_record("update", update)), cancel=cancel))
@@ -939,7 +946,7 @@ class Sandbox:
 
         with Sandbox() as sandbox, Client(sandbox.config) as client:
             sandbox.add("c-1")
-            client.update({"conversationId": "c-1", "attributes": {"tier": "gold"}})
+            client.update({"conversationId": "c-1", "participant": "customer", "attributes": {"tier": "gold"}})
     """
 
     def __init__(self, port: int = 0) -> None:

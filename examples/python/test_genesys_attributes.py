@@ -26,7 +26,7 @@ def client(on_update=None, on_audit=None, **settings):
 
 
 def update(conversation, **attributes):
-    return {"conversationId": conversation, "attributes": attributes}
+    return {"conversationId": conversation, "target": "conversation", "attributes": attributes}
 
 
 # An update of the conversation "down" ends by a Cancel only.
@@ -66,7 +66,8 @@ class ClientTest(unittest.TestCase):
         with client(on_update=events.append, on_audit=records.append) as c:
             receipt = c.update(update("python", tier="gold ä \0", n=1))
             self.assertEqual(receipt["outcome"], "applied")
-            snapshot = c.read({"conversationId": "python"})
+            self.assertIn("customer", [one["purpose"] for one in c.participants("python")])
+            snapshot = c.read({"conversationId": "python", "target": "conversation"})
             self.assertEqual(snapshot["attributes"], {"tier": "gold ä \0", "n": 1})
             self.assertEqual(c.metrics()["successfulUpdates"], 1)
             self.assertIn("genesys_attributes_calls_total 1", c.metrics_prometheus())
@@ -87,27 +88,27 @@ class ClientTest(unittest.TestCase):
         # A base URL alone goes with the credentials of the environment, and before its own.
         with Client({"baseUrl": "http://127.0.0.1:1", "retry": {"maxAttempts": 1}}) as c:
             with self.assertRaises(ga.ConnectError):
-                c.read({"conversationId": "c"})
+                c.read({"conversationId": "c", "target": "conversation"})
 
     def test_update_with_computes_from_what_is_there(self):
         with client() as c:
             for _ in range(3):
                 c.update_with(
-                    {"conversationId": "computed"}, lambda now: {"n": now["attributes"].get("n", 0) + 1}
+                    {"conversationId": "computed", "target": "conversation"}, lambda now: {"n": now["attributes"].get("n", 0) + 1}
                 )
-            self.assertEqual(c.read({"conversationId": "computed"})["attributes"], {"n": 3})
-            receipt = c.update_with({"conversationId": "computed"}, lambda now: None)
+            self.assertEqual(c.read({"conversationId": "computed", "target": "conversation"})["attributes"], {"n": 3})
+            receipt = c.update_with({"conversationId": "computed", "target": "conversation"}, lambda now: None)
             self.assertEqual(receipt["outcome"], "unchanged")
 
     def test_what_compute_raises_is_raised(self):
         with client() as c:
             with self.assertRaises(KeyError):
-                c.update_with({"conversationId": "computed-2"}, lambda now: {"n": now["attributes"]["absent"]})
+                c.update_with({"conversationId": "computed-2", "target": "conversation"}, lambda now: {"n": now["attributes"]["absent"]})
             with self.assertRaises(ga.InvalidInputError):
                 c.update_with(
-                    {"conversationId": "computed-2"}, lambda now: c.update(update("computed-2", n=1)) and None
+                    {"conversationId": "computed-2", "target": "conversation"}, lambda now: c.update(update("computed-2", n=1)) and None
                 )
-            self.assertEqual(c.read({"conversationId": "computed-2"})["attributes"], {})
+            self.assertEqual(c.read({"conversationId": "computed-2", "target": "conversation"})["attributes"], {})
 
     def test_errors_are_exceptions_by_kind(self):
         with client() as c:
@@ -120,20 +121,20 @@ class ClientTest(unittest.TestCase):
                 c.validate(update("c", n=-1))
             self.assertIsNone(c.validate(update("c", n=1)))
             with self.assertRaises(ga.NotFoundError) as caught:
-                c.read({"conversationId": "absent"})
+                c.read({"conversationId": "absent", "target": "conversation"})
             self.assertEqual(caught.exception.http_status, 404)
             with self.assertRaises(ga.ForbiddenError) as caught:
-                c.read({"conversationId": "forbidden"})
+                c.read({"conversationId": "forbidden", "target": "conversation"})
             self.assertEqual(caught.exception.missing_permissions, ["a:b:edit"])
             with self.assertRaises(ga.GenesysError):
-                c.update({"conversationId": "c", "attribtues": {}})
+                c.update({"conversationId": "c", "target": "conversation", "attribtues": {}})
         with self.assertRaisesRegex(ga.ConfigError, "regoin"):
             Client({"regoin": "eu-west-1"})
         with self.assertRaises(ValueError):
-            c.read({"conversationId": "c"})
+            c.read({"conversationId": "c", "target": "conversation"})
 
     def test_text_where_a_mapping_belongs_is_named(self):
-        line = '{"conversationId":"c","attributes":{"n":1}}'
+        line = '{"conversationId":"c","target":"conversation","attributes":{"n":1}}'
         with self.assertRaisesRegex(TypeError, "config must be a mapping, and not str"):
             Client("eu-west-1")
         with client() as c:
@@ -148,7 +149,7 @@ class ClientTest(unittest.TestCase):
                     with self.assertRaisesRegex(TypeError, f"{name} must be a mapping, and not {type(wrong).__name__}"):
                         call(wrong)
             with self.assertRaisesRegex(TypeError, "what compute returns must be a mapping"):
-                c.update_with({"conversationId": "c-text"}, lambda now: line)
+                c.update_with({"conversationId": "c-text", "target": "conversation"}, lambda now: line)
 
     def test_preview_shows_what_is_there_and_writes_nothing(self):
         with client() as c:
@@ -156,7 +157,7 @@ class ClientTest(unittest.TestCase):
             self.assertEqual(c.preview(update("previewed", n=2))["attributes"], {"n": 1})
             with self.assertRaises(ga.InvalidInputError):
                 c.preview(update("previewed", n=1.5))
-            self.assertEqual(c.read({"conversationId": "previewed"})["attributes"], {"n": 1})
+            self.assertEqual(c.read({"conversationId": "previewed", "target": "conversation"})["attributes"], {"n": 1})
 
     def test_log_records_go_to_logging_until_that_is_ended(self):
         with self.assertLogs("genesys_attributes", logging.DEBUG) as logs:
@@ -194,7 +195,7 @@ class ClientTest(unittest.TestCase):
         with client() as c:
             threads = [
                 threading.Thread(
-                    target=lambda: [c.update_with({"conversationId": "busy"}, count) for _ in range(5)]
+                    target=lambda: [c.update_with({"conversationId": "busy", "target": "conversation"}, count) for _ in range(5)]
                 )
                 for _ in range(6)
             ]
@@ -202,7 +203,7 @@ class ClientTest(unittest.TestCase):
                 thread.start()
             for thread in threads:
                 thread.join()
-            self.assertEqual(c.read({"conversationId": "busy"})["attributes"], {"n": 30})
+            self.assertEqual(c.read({"conversationId": "busy", "target": "conversation"})["attributes"], {"n": 30})
 
     def test_cancel_ends_an_update(self):
         cancel = Cancel()
@@ -226,7 +227,7 @@ class ClientTest(unittest.TestCase):
             thread.join()
             self.assertEqual(len(caught), 1)
             for call in [
-                lambda: c.read({"conversationId": "c"}, cancel=cancel),
+                lambda: c.read({"conversationId": "c", "target": "conversation"}, cancel=cancel),
                 lambda: c.preview(update("c", n=1), cancel=cancel),
                 lambda: c.verify_credentials(cancel=cancel),
             ]:
@@ -248,7 +249,7 @@ class ClientTest(unittest.TestCase):
             with self.assertRaises(KeyboardInterrupt):
                 c.update(update("down", n=1), cancel=cancel)
             with self.assertRaises(KeyboardInterrupt):
-                c.update_with({"conversationId": "down"}, lambda now: {"n": 1}, cancel=cancel)
+                c.update_with({"conversationId": "down", "target": "conversation"}, lambda now: {"n": 1}, cancel=cancel)
             # Both were waited for, and the caller's flag is as it was.
             self.assertEqual(seen, ["intent", "outcome"] * 2)
             self.assertFalse(cancel._triggered or cancel._followers)
@@ -271,7 +272,7 @@ class ClientTest(unittest.TestCase):
         try:
             with client(on_update=lambda event: None) as c:
                 with self.assertRaises(KeyboardInterrupt):
-                    c.update_with({"conversationId": "interrupted"}, compute)
+                    c.update_with({"conversationId": "interrupted", "target": "conversation"}, compute)
                 self.assertEqual(len(asked), 1)
         finally:
             signal.signal(signal.SIGINT, before)
@@ -299,7 +300,7 @@ class ClientTest(unittest.TestCase):
                     return {"n": 1}
 
             with self.assertRaisesRegex(RuntimeError, message):
-                c.update_with({"conversationId": "closing"}, compute)
+                c.update_with({"conversationId": "closing", "target": "conversation"}, compute)
 
             def source():
                 yield update("closing", n=1)
@@ -308,7 +309,7 @@ class ClientTest(unittest.TestCase):
             with self.assertRaisesRegex(RuntimeError, message):
                 list(c.batch(source()))
             # Another client may be closed there.
-            c.update_with({"conversationId": "closing"}, lambda now: client().close())
+            c.update_with({"conversationId": "closing", "target": "conversation"}, lambda now: client().close())
         caught = []
 
         def on_update(event):
@@ -362,7 +363,7 @@ class ClientTest(unittest.TestCase):
 
         with client(on_update=on_update) as c:
             c.update(update("python-calls", n=5))
-            self.assertEqual(c.read({"conversationId": "python-called"})["attributes"], {"n": 5})
+            self.assertEqual(c.read({"conversationId": "python-called", "target": "conversation"})["attributes"], {"n": 5})
 
     def test_version_is_that_of_the_library(self):
         self.assertRegex(ga.version(), r"^\d+\.\d+\.\d+")
@@ -373,7 +374,7 @@ class BatchTest(unittest.TestCase):
         def updates():
             for n in range(1, 51):
                 yield update(f"batch-{n % 7}", n=n)
-            yield '{"conversationId":"batch-text","attributes":{"n":1}}'
+            yield '{"conversationId":"batch-text","target":"conversation","attributes":{"n":1}}'
             yield "no JSON"
 
         with client() as c:
@@ -507,7 +508,7 @@ class BatchTest(unittest.TestCase):
         good = update("python", n=1)
         circular = update("python", n=1)
         circular["attributes"]["n"] = circular
-        text = '{"conversationId":"python","attributes":{"n":1}}'
+        text = '{"conversationId":"python","target":"conversation","attributes":{"n":1}}'
         bad = [
             (update("python", n=float("nan")), "Out of range float"),
             (update("python", n="\udc80"), "surrogates"),

@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")) / "debug"
 CONVERSATIONS, ROUNDS = 60, 7
 # Lines that fail, which must not fail their task.
-WRONG = ['{"conversationId":"c-1"}', '{"conversationId":"c-2","attributes":{"n":1},"unknown":true}', "no JSON"]
+WRONG = ['{"conversationId":"c-1","target":"conversation"}', '{"conversationId":"c-2","target":"conversation","attributes":{"n":1},"unknown":true}', "no JSON"]
 # So low that a task is not over with its first burst.
 TASKS, RATE = 2, 400
 
@@ -120,7 +120,7 @@ def main():
     spark = None
     try:
         lines = [
-            json.dumps({"conversationId": f"c-{n}", "attributes": {"n": turn, f"turn{turn}": n}})
+            json.dumps({"conversationId": f"c-{n}", "target": "conversation", "attributes": {"n": turn, f"turn{turn}": n}})
             for turn in range(ROUNDS)
             for n in range(CONVERSATIONS)
         ]

@@ -277,7 +277,8 @@ impl Batch {
     /// # use genesys_attributes::{Batch, Client, Update};
     /// # use std::ops::ControlFlow;
     /// # let client = Client::from_env()?;
-    /// let messages = [("handle-1", r#"{"conversationId":"c-1","attributes":{"a":1}}"#)];
+    /// let line = r#"{"conversationId":"c-1","participant":"customer","attributes":{"a":1}}"#;
+    /// let messages = [("handle-1", line)];
     /// let tagged = (1..).zip(messages).map(|(n, (tag, text))| (n, tag, text.parse::<Update>()));
     /// Batch::new(&client).run_tagged(tagged, |tag, outcome| {
     ///     if outcome.is_final() {

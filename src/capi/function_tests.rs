@@ -252,6 +252,7 @@ fn capi_cancel_ends_every_call_that_waits() {
     for (status, text) in [
         called(|result| unsafe { gca_read(client, TARGET.as_ptr(), cancel, result) }),
         called(|result| unsafe { gca_preview(client, UPDATE.as_ptr(), cancel, result) }),
+        called(|result| unsafe { gca_participants(client, c"c-1".as_ptr(), cancel, result) }),
         called(|result| unsafe { gca_verify_credentials(client, cancel, result) }),
     ] {
         assert_eq!(status, CANCELLED, "{text}");

@@ -259,6 +259,24 @@ pub(super) unsafe extern "C" fn gca_read(
 }
 
 #[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn gca_participants(
+    client: *mut Handle,
+    conversation_id: *const c_char,
+    cancel: *mut Cancel,
+    result: *mut *mut c_char,
+) -> c_int {
+    // SAFETY: the header asks for handles and texts of this library, or NULL.
+    unsafe {
+        with_client(client, cancel, result, |handle, cancel| {
+            let conversation = text("conversation_id", conversation_id)?;
+            Ok(json(
+                &handle.client.participants_until(conversation, cancel)?,
+            ))
+        })
+    }
+}
+
+#[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn gca_preview(
     client: *mut Handle,
     update_json: *const c_char,

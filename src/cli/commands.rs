@@ -1,5 +1,6 @@
 //! The commands of one update or none, and the check of an input.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read, Write};
 
@@ -10,7 +11,7 @@ use serde_json::Value;
 use super::client::Config;
 use super::diff::diff;
 use super::files::Files;
-use super::options::{Change, Get, Input, Options};
+use super::options::{Change, Get, Input, Options, Participants};
 use super::records::Lines;
 use super::source::Opened;
 use super::summary::many;
@@ -170,6 +171,47 @@ pub(crate) fn get(options: &Options, asked: &Get) -> Run {
         fields.remove("conversationEnded");
     }
     print_json(&shown)
+}
+
+pub(crate) fn participants(options: &Options, asked: &Participants) -> Run {
+    let client = config(options, &[])?.reader()?;
+    let found = client.participants(&asked.id)?;
+    if options.json {
+        return print_json(&found);
+    }
+    let rows = found.iter().map(|one| {
+        let of = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
+        let left = match (&one.end_time, one.active) {
+            (_, true) => "active".into(),
+            (end, false) => of(end),
+        };
+        let cells = [
+            one.id.clone(),
+            one.purpose.clone(),
+            of(&one.connected_time),
+            left,
+            of(&one.name),
+        ];
+        cells.map(|cell| screen::clean(&cell))
+    });
+    let head = ["id", "purpose", "connected", "left", "name"].map(str::to_owned);
+    let rows = Vec::from_iter(std::iter::once(head).chain(rows));
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths = [0, 1, 2, 3].map(width);
+    let mut text = String::new();
+    for [id, purpose, connected, left, name] in &rows {
+        let [a, b, c, d] = widths;
+        let _ = writeln!(
+            text,
+            "{id:a$}  {purpose:b$}  {connected:c$}  {left:d$}  {name}"
+        );
+    }
+    print(&text)
 }
 
 /// What the bulk look-up of participants takes.

@@ -381,7 +381,7 @@ mod tests {
             ),
             (
                 "c,,conversation,,,,false,,v,",
-                r#"{"conversationId":"c","attributes":{"k":"v"}}"#,
+                r#"{"conversationId":"c","target":"conversation","attributes":{"k":"v"}}"#,
             ),
         ] {
             let expected: Value = serde_json::from_str(json).unwrap();

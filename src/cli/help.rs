@@ -28,7 +28,15 @@ const EXITS: [Exit; 13] = [
         status: "1",
         short: "failed",
         meaning: "an update or a line failed, was skipped or would be refused (batch --exit-zero: 0)",
-        commands: &["update", "get", "batch", "validate", "forward", "check"],
+        commands: &[
+            "update",
+            "get",
+            "participants",
+            "batch",
+            "validate",
+            "forward",
+            "check",
+        ],
     },
     Exit {
         status: "2",
@@ -42,7 +50,7 @@ const EXITS: [Exit; 13] = [
         short: "refused",
         meaning: "credentials or a permission are missing; or a batch stopped early: \
                   --stop-after, nothing permitted, or the endpoint is not offered",
-        commands: &["update", "get", "batch", "forward", "check"],
+        commands: &["update", "get", "participants", "batch", "forward", "check"],
     },
     Exit {
         status: "4",
@@ -55,13 +63,13 @@ const EXITS: [Exit; 13] = [
         short: "throttled",
         meaning: "the platform asks to wait longer than the client waits; repeat the command \
                   after the time that the error names",
-        commands: &["update", "get", "batch", "check"],
+        commands: &["update", "get", "participants", "batch", "check"],
     },
     Exit {
         status: "6",
         short: "unreachable",
         meaning: "the platform can't be reached or keeps failing; repeat the command later",
-        commands: &["update", "get", "batch", "forward", "check"],
+        commands: &["update", "get", "participants", "batch", "forward", "check"],
     },
     Exit {
         status: "7",

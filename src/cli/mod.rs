@@ -146,6 +146,7 @@ pub(crate) fn run(options: &Options) -> Run {
     match &options.command {
         Command::Update(change) => commands::update(options, change),
         Command::Get(asked) => commands::get(options, asked),
+        Command::Participants(asked) => commands::participants(options, asked),
         Command::Batch(batch) if batch.dry_run || batch.diff => rehearsal::rehearse(options, batch),
         Command::Batch(batch) => batch::run(options, batch),
         Command::Forward(asked) => forward::run(options, asked),

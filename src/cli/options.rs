@@ -65,6 +65,7 @@ impl Options {
         let (source, guards, checks) = match &self.command {
             Command::Update(change) => (Some(&change.source), Some(&change.guards), None),
             Command::Get(asked) => (Some(&asked.source), None, None),
+            Command::Participants(asked) => (Some(&asked.source), None, None),
             Command::Batch(batch) => (Some(&batch.source), Some(&batch.guards), None),
             Command::Validate(asked) => {
                 self.client.source.named = asked.named.clone();
@@ -108,6 +109,13 @@ pub(crate) enum Command {
                       genesys-attributes get ID --custom crm-1 --settings client.json"
     )]
     Get(Box<Get>),
+    /// Print who takes part in a conversation, or did
+    #[command(
+        override_usage = "genesys-attributes participants CONVERSATION [OPTIONS]",
+        after_help = "genesys-attributes participants ID\n\
+                      genesys-attributes participants ID --json"
+    )]
+    Participants(Box<Participants>),
     /// Run many updates: JSON lines or CSV in, JSON lines out
     ///
     /// Updates of one conversation run in the order of the input. The first SIGINT, SIGTERM or
@@ -607,6 +615,15 @@ pub(crate) struct Forward {
     /// Write metrics to FILE (Prometheus) every 15 s
     #[arg(long, value_name = "FILE", help_heading = DELIVERY, value_parser = words::output)]
     pub(crate) metrics: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) source: Source,
+}
+
+#[derive(Args)]
+pub(crate) struct Participants {
+    #[arg(value_name = "CONVERSATION", hide_short_help = true, value_parser = words::conversation)]
+    #[arg(help = "The conversation's id")]
+    pub(crate) id: String,
     #[command(flatten)]
     pub(crate) source: Source,
 }

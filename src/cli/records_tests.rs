@@ -10,7 +10,10 @@ fn input(delimiter: Option<u8>, shard: Option<Shard>) -> Input {
             csv: false,
             delimiter,
         },
-        which: Default::default(),
+        which: Which {
+            conversation: true,
+            ..Which::default()
+        },
         shard,
     }
 }
@@ -55,7 +58,7 @@ fn texts(mut lines: Lines) -> Vec<(u64, Vec<u8>)> {
 
 #[test]
 fn json_lines_are_numbered_as_in_the_file() {
-    let text = b"{\"conversationId\":\"a\",\"attributes\":{\"k\":1}}\r\n\n  \nnot json\n\xFF\n{\"conversationId\":\"b\",\"atributes\":{}}";
+    let text = b"{\"conversationId\":\"a\",\"target\":\"conversation\",\"attributes\":{\"k\":1}}\r\n\n  \nnot json\n\xFF\n{\"conversationId\":\"b\",\"target\":\"conversation\",\"atributes\":{}}";
     let found = lines(text);
     assert_eq!(found.len(), 4);
     assert_eq!(found[0].0, 1);
@@ -74,7 +77,9 @@ fn json_lines_are_numbered_as_in_the_file() {
 #[test]
 fn long_line_is_one_failure_and_the_next_is_read() {
     let mut text = vec![b'x'; 3 * LONGEST];
-    text.extend(b"\n{\"conversationId\":\"a\",\"attributes\":{\"k\":1}}\n");
+    text.extend(
+        b"\n{\"conversationId\":\"a\",\"target\":\"conversation\",\"attributes\":{\"k\":1}}\n",
+    );
     let found = lines(&text);
     assert_eq!(found.len(), 2);
     assert!(found[0].1.as_ref().unwrap_err().contains("3145728 bytes"));
@@ -103,11 +108,11 @@ fn csv_cells_become_attributes() {
     assert_eq!(numbers, [2, 4, 7, 8]);
     assert_eq!(
         found[0].1.as_ref().unwrap(),
-        r#"{"conversationId":"a","attributes":{"note":"two\nlines, and \"quotes\"","score":85,"tier":"premium"}}"#
+        r#"{"conversationId":"a","target":"conversation","attributes":{"note":"two\nlines, and \"quotes\"","score":85,"tier":"premium"}}"#
     );
     assert_eq!(
         found[1].1.as_ref().unwrap(),
-        r#"{"conversationId":"b","attributes":{"tier":"gold"}}"#
+        r#"{"conversationId":"b","target":"conversation","attributes":{"tier":"gold"}}"#
     );
     let problem = found[2].1.as_ref().unwrap_err();
     assert!(
@@ -183,7 +188,9 @@ fn values_are_not_shown_in_what_is_wrong() {
 fn shard_takes_its_conversations_and_its_part_of_the_unreadable_lines() {
     let mut text = String::new();
     for n in 0..50 {
-        text += &format!("{{\"conversationId\":\"c-{n}\",\"attributes\":{{\"k\":1}}}}\nnope {n}\n");
+        text += &format!(
+            "{{\"conversationId\":\"c-{n}\",\"target\":\"conversation\",\"attributes\":{{\"k\":1}}}}\nnope {n}\n"
+        );
     }
     let mut seen = Vec::new();
     for index in 0..3 {
@@ -214,18 +221,23 @@ fn shard_of_a_wrong_line_is_that_of_its_conversation_where_it_names_one() {
         found[0]
     };
     let good = shard_of(
-        "{\"conversationId\":\"c-1\",\"attributes\":{\"k\":1}}",
+        "{\"conversationId\":\"c-1\",\"target\":\"conversation\",\"attributes\":{\"k\":1}}",
         false,
     );
     for wrong in [
-        "{\"conversationId\":\"c-1\"}",
-        "\u{FEFF}{\"conversationId\":\"c-1\",\"attributes\":{\"k\":1},\"unknown\":2}",
-        "{\"conversationId\":\"x\",\"conversationId\":\"c-1\",\"attributes\":7}",
+        "{\"conversationId\":\"c-1\",\"target\":\"conversation\"}",
+        "\u{FEFF}{\"conversationId\":\"c-1\",\"target\":\"conversation\",\"attributes\":{\"k\":1},\"unknown\":2}",
+        "{\"conversationId\":\"x\",\"conversationId\":\"c-1\",\"target\":\"conversation\",\"attributes\":7}",
     ] {
         assert_eq!(shard_of(wrong, false), good, "{wrong}");
     }
     assert_eq!(shard_of("k:,conversationId\noops,c-1", true), good);
-    for none in ["nope", "{\"conversationId\":7}", "[]", "\n\n\n{}"] {
+    for none in [
+        "nope",
+        "{\"conversationId\":7,\"target\":\"conversation\"}",
+        "[]",
+        "\n\n\n{}",
+    ] {
         let line = none.lines().count() as u64;
         assert_eq!(shard_of(none, false), line, "{none}");
     }
@@ -235,10 +247,10 @@ fn shard_of_a_wrong_line_is_that_of_its_conversation_where_it_names_one() {
 #[test]
 fn conversation_of_a_line_that_is_no_update_is_found_where_it_is_legible() {
     for text in [
-        "{\"conversationId\":\"c-1\",\"attributes\":{\"k\":",
+        "{\"conversationId\":\"c-1\",\"target\":\"conversation\",\"attributes\":{\"k\":",
         "{\"conversationId\" : \"c-1\", k}",
         "{\"attributes\":{\"k\":1},\"conversationId\":\"c-1\",\"participant\":7}",
-        "{\"conversationId\":\"c-1\"} {}",
+        "{\"conversationId\":\"c-1\",\"target\":\"conversation\"} {}",
     ] {
         let mut lines = json(text.as_bytes());
         let record = lines.next_record().unwrap();

@@ -17,8 +17,8 @@ use crate::report::receipt::{Identity, Receipt, Snapshot};
 use crate::session::exchange::Purpose;
 use crate::session::limiter::Wait;
 use crate::session::retry::Caller;
-use crate::store::Target;
 use crate::store::cache::Cached;
+use crate::store::{ParticipantInfo, Target};
 use crate::update::core::{Core, EndedPolicy, Job};
 use crate::update::{Edit, Update};
 use crate::util::clock::Clock;
@@ -259,6 +259,34 @@ impl Client {
     pub(crate) fn read_until(&self, target: &Target, cancel: Option<&Cancel>) -> Result<Snapshot> {
         let core = self.core()?;
         core.read(target, core.session.wire.policy, cancel)
+    }
+
+    /// Reads who takes part in a conversation, or did: one request.
+    ///
+    /// # Errors
+    ///
+    /// As for reading in [`Client::update`].
+    ///
+    /// ```no_run
+    /// # use genesys_attributes::Client;
+    /// # let client = Client::from_env()?;
+    /// for participant in client.participants("5b2f0c1e")? {
+    ///     println!("{participant}"); // customer 7c1b (Ann) since 2026-01-01T00:00:00Z, active
+    /// }
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
+    pub fn participants(&self, conversation: impl Into<String>) -> Result<Vec<ParticipantInfo>> {
+        self.participants_until(conversation, None)
+    }
+
+    /// As [`Client::participants`], ending early when `cancel` is set.
+    pub(crate) fn participants_until(
+        &self,
+        conversation: impl Into<String>,
+        cancel: Option<&Cancel>,
+    ) -> Result<Vec<ParticipantInfo>> {
+        let target = Target::conversation(conversation);
+        self.core()?.participants(&target, cancel)
     }
 
     /// As [`Client::read`], in one try of a few seconds at most: others wait for it.

@@ -26,6 +26,7 @@ use conversation::Conversation;
 use custom::Custom;
 pub(crate) use identifier::encoded;
 use identifier::identifier;
+pub use participant::ParticipantInfo;
 use secure::Secure;
 pub use who::Participant;
 
@@ -400,6 +401,16 @@ impl Target {
     pub(crate) fn end_of(conversation: &Response) -> Result<Option<String>, ReadFailure> {
         let read: ConversationBody = conversation.object_of()?;
         Ok(read.ended())
+    }
+
+    /// The participants that can be written to, by a successful read of the conversation.
+    pub(crate) fn participants_of(
+        conversation: &Response,
+    ) -> Result<Vec<ParticipantInfo>, ReadFailure> {
+        let read: ConversationBody = conversation.object_of()?;
+        let all = read.participants.unwrap_or_default();
+        let named = all.iter().map(|one| one.info());
+        Ok(named.filter(|one| !one.id.is_empty()).collect())
     }
 
     /// Reads a successful answer of [`Target::read_path`].

@@ -9,8 +9,9 @@
 //! - Values: text; integers and booleans are written as text.
 
 use std::borrow::Cow;
+use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::who::{CUSTOMER, Participant, STAYING, Selector};
@@ -81,7 +82,7 @@ fn list(participants: &[&ParticipantBody]) -> String {
     if participants.is_empty() {
         return "no participants".to_owned();
     }
-    let shown = participants.iter().take(MOST).map(|p| p.description());
+    let shown = participants.iter().take(MOST).map(|p| p.info().to_string());
     let more = participants.len().saturating_sub(MOST);
     let more = (more > 0).then(|| format!("{more} more"));
     Vec::from_iter(shown.chain(more)).join("; ")
@@ -202,6 +203,47 @@ impl Kind for Participant {
     }
 }
 
+/// A participant of a conversation, as [`Client::participants`](crate::Client::participants) finds it.
+///
+/// `Display` writes one line, such as `agent 7c1b (Ann) since 2026-01-01T00:00:00Z, active`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct ParticipantInfo {
+    /// The id, by which an update can name the participant.
+    pub id: String,
+    /// The purpose, such as `customer`; empty if the platform tells none.
+    pub purpose: String,
+    /// The name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// When the participant was connected, as the platform writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connected_time: Option<String>,
+    /// When the participant left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_time: Option<String>,
+    /// False if the participant left.
+    pub active: bool,
+}
+
+impl fmt::Display for ParticipantInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let purpose = Some(one_line(&self.purpose)).filter(|purpose| !purpose.is_empty());
+        f.write_str(purpose.as_deref().unwrap_or("participant"))?;
+        if !self.id.is_empty() {
+            write!(f, " {}", one_line(&self.id))?;
+        }
+        if let Some(name) = &self.name {
+            write!(f, " ({})", one_line(name))?;
+        }
+        if let Some(since) = &self.connected_time {
+            write!(f, " since {}", one_line(since))?;
+        }
+        f.write_str(if self.active { ", active" } else { ", left" })
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ParticipantBody {
@@ -222,25 +264,18 @@ pub(super) struct ParticipantBody {
 }
 
 impl ParticipantBody {
-    /// Such as `agent 7c1b (Ann) since 2026-01-01T00:00:00Z, active`.
-    fn description(&self) -> String {
+    pub(super) fn info(&self) -> ParticipantInfo {
         let text = |value: &Option<Value>| {
-            let text = value.as_ref().and_then(Value::as_str).map(one_line);
-            text.filter(|text| !text.is_empty())
+            let text = value.as_ref().and_then(Value::as_str);
+            text.filter(|text| !text.is_empty()).map(str::to_owned)
         };
-        let mut out = self.purpose.as_deref().unwrap_or("participant").to_owned();
-        for part in [
-            self.id.clone(),
-            text(&self.name).map(|name| format!("({name})")),
-        ] {
-            out.extend(part.map(|part| format!(" {part}")));
-        }
-        let since = text(&self.connected_time).or(text(&self.start_time));
-        out.extend(since.map(|since| format!(" since {since}")));
-        out + if self.is_active() {
-            ", active"
-        } else {
-            ", left"
+        ParticipantInfo {
+            id: self.id.clone().unwrap_or_default(),
+            purpose: self.purpose.clone().unwrap_or_default(),
+            name: text(&self.name),
+            connected_time: text(&self.connected_time).or(text(&self.start_time)),
+            end_time: text(&self.end_time),
+            active: self.is_active(),
         }
     }
 

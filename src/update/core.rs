@@ -18,7 +18,7 @@ use crate::session::exchange::Call;
 use crate::session::problem;
 use crate::session::retry::{Caller, RetryPolicy};
 use crate::store::cache::Cache;
-use crate::store::{Participant, ReadFailure, Target, TargetState};
+use crate::store::{Participant, ParticipantInfo, ReadFailure, Target, TargetState};
 use crate::util::clock::Clock;
 use crate::util::keyed_lock::KeyedLock;
 use crate::util::process::Process;
@@ -140,6 +140,20 @@ impl Core {
         let id = target.conversation_id();
         let mut call = wire.begin(policy, Caller::Single, id, cancel);
         let read = self.read_with(target, &mut call, &[]);
+        read.map_err(|error| call.failed(error))
+    }
+
+    /// Reads who takes part in the target's conversation.
+    pub(crate) fn participants(
+        &self,
+        target: &Target,
+        cancel: Option<&Cancel>,
+    ) -> Result<Vec<ParticipantInfo>> {
+        target.checked()?;
+        let wire = &self.session.wire;
+        let id = target.conversation_id();
+        let mut call = wire.begin(wire.policy, Caller::Single, id, cancel);
+        let read = self.read_conversation(target, &mut call, Target::participants_of);
         read.map_err(|error| call.failed(error))
     }
 

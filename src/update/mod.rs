@@ -38,7 +38,7 @@ use crate::values::version::is_version;
 /// update.validate()?; // the client does this too
 ///
 /// // The same as a JSON record, the form that a batch reads:
-/// let line = r#"{"conversationId":"5b2f0c1e-0000-4000-8000-000000000001",
+/// let line = r#"{"conversationId":"5b2f0c1e-0000-4000-8000-000000000001","target":"conversation",
 ///     "attributes":{"customer.tier":"premium","routing.score":85},"skipUnchanged":true}"#;
 /// assert_eq!(serde_json::from_str::<Update>(line).unwrap(), update);
 /// # Ok::<(), genesys_attributes::Error>(())
@@ -400,16 +400,22 @@ struct Record {
     verify: Option<bool>,
 }
 
+/// The four ways to name what is written.
+const NO_TARGET: &str = "no target is named: give \"participant\" (\"customer\", another purpose or \
+                         an id), \"target\":\"secure\", \"target\":\"custom\" with \"record\", or \
+                         \"target\":\"conversation\"";
+
 impl Record {
     fn update(self) -> Result<Update, Wrong> {
         let given = |name: &'static str, text: Option<String>| {
             text.ok_or_else(|| <Wrong as de::Error>::missing_field(name))
         };
         let conversation = given("conversationId", self.conversation_id)?;
-        let kind = self.target.unwrap_or(match self.participant {
-            Some(_) => TargetKind::Participant,
-            None => TargetKind::Conversation,
-        });
+        let kind = match (self.target, &self.participant) {
+            (Some(kind), _) => kind,
+            (None, Some(_)) => TargetKind::Participant,
+            (None, None) => return Err(Wrong::new(NO_TARGET)),
+        };
         for (name, is_given, of) in [
             (
                 "participant",
@@ -487,7 +493,7 @@ impl Serialize for Update {
         let text = |text: Option<&str>| text.map(str::to_owned);
         Record {
             conversation_id: Some(target.conversation_id().to_owned()),
-            target: Some(target.kind()).filter(|kind| *kind != TargetKind::Conversation),
+            target: Some(target.kind()),
             participant: text(target.participant_selector().map(Participant::as_str)),
             record: text(target.record()),
             schema: text(target.schema().or(self.misplaced.schema.as_deref())),

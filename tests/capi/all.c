@@ -91,14 +91,14 @@ static void on_update(void *userdata, const char *event_json) {
     count(seen, &seen->events);
     if (strstr(event_json, "\"calls-back\"") != NULL) {
         EXPECT(GCA_OK, "\"applied\"",
-               gca_update(seen->client, "{\"conversationId\":\"called-back\",\"attributes\":{\"n\":1}}", NULL, &r));
-        EXPECT(GCA_OK, "\"n\":1", gca_read(seen->client, "{\"conversationId\":\"calls-back\"}", NULL, &r));
+               gca_update(seen->client, "{\"conversationId\":\"called-back\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", NULL, &r));
+        EXPECT(GCA_OK, "\"n\":1", gca_read(seen->client, "{\"conversationId\":\"calls-back\",\"target\":\"conversation\"}", NULL, &r));
         EXPECT(GCA_INVALID_INPUT, "flush after it", gca_flush(seen->client, 60000, NULL, &r));
         /* Nor can a batch be waited for that would wait for it. */
         EXPECT(GCA_OK, "\"lines\":0", gca_batch(seen->client, NULL, flush_and_end, NULL, seen->client, NULL, &r));
     }
     if (strstr(event_json, "\"calls-itself\"") != NULL) {
-        int status = gca_update(seen->client, "{\"conversationId\":\"calls-itself\",\"attributes\":{\"n\":1}}", NULL, &r);
+        int status = gca_update(seen->client, "{\"conversationId\":\"calls-itself\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", NULL, &r);
         check(__LINE__, status, status == GCA_OK ? GCA_OK : GCA_INVALID_INPUT, status == GCA_OK ? NULL : "guard", r);
         if (status != GCA_OK) {
             count(seen, &seen->refused);
@@ -121,16 +121,16 @@ static void on_audit(void *userdata, const char *record_json) {
         if (strstr(record_json, "\"refused-calls-back\"") != NULL) {
             count(seen, &seen->refused);
             EXPECT(GCA_INVALID_INPUT, "same client",
-                   gca_update(seen->client, "{\"conversationId\":\"x\",\"attributes\":{\"n\":1}}", NULL, &r));
+                   gca_update(seen->client, "{\"conversationId\":\"x\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", NULL, &r));
             EXPECT(GCA_INVALID_INPUT, "same client",
-                   gca_update_with(seen->client, "{\"conversationId\":\"x\"}", compute_nothing, NULL, NULL, &r));
+                   gca_update_with(seen->client, "{\"conversationId\":\"x\",\"target\":\"conversation\"}", compute_nothing, NULL, NULL, &r));
         }
         return;
     }
     count(seen, strstr(record_json, "\"intent\"") != NULL ? &seen->intents : &seen->outcomes);
     if (strstr(record_json, "\"calls-back\"") != NULL) {
         EXPECT(GCA_INVALID_INPUT, NULL,
-               gca_update(seen->client, "{\"conversationId\":\"x\",\"attributes\":{\"n\":1}}", NULL, &r));
+               gca_update(seen->client, "{\"conversationId\":\"x\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", NULL, &r));
         EXPECT(GCA_OK, "totalAttempts", gca_metrics(seen->client, &r));
     }
 }
@@ -173,14 +173,14 @@ static void later_callbacks(void) {
     more.callbacks.on_update = on_update;
     more.callbacks.on_audit = NULL;
     EXPECT(GCA_OK, "{}", gca_client_new(config, &more.callbacks, &client, &r));
-    EXPECT(GCA_OK, NULL, gca_update(client, "{\"conversationId\":\"later\",\"attributes\":{\"n\":1}}", NULL, &r));
+    EXPECT(GCA_OK, NULL, gca_update(client, "{\"conversationId\":\"later\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", NULL, &r));
     REQUIRE(counted(&seen, &seen.events) == 1);
     gca_client_free(client);
 }
 
 static void nulls(gca_client *client) {
-    const char *update = "{\"conversationId\":\"c\",\"attributes\":{\"n\":1}}";
-    const char *target = "{\"conversationId\":\"c\"}";
+    const char *update = "{\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}";
+    const char *target = "{\"conversationId\":\"c\",\"target\":\"conversation\"}";
     gca_client *untouched = (gca_client *)garbage;
     gca_callbacks small;
     char *deep;
@@ -219,7 +219,7 @@ static void nulls(gca_client *client) {
     EXPECT(GCA_INVALID_INPUT, "not JSON", gca_update(client, "", NULL, &r));
     EXPECT(GCA_INVALID_INPUT, "not a JSON object", gca_update(client, "[1]", NULL, &r));
     EXPECT(GCA_INVALID_INPUT, "conversationId", gca_update(client, "{}", NULL, &r));
-    EXPECT(GCA_INVALID_INPUT, "wrnog", gca_update(client, "{\"conversationId\":\"c\",\"wrnog\":1}", NULL, &r));
+    EXPECT(GCA_INVALID_INPUT, "wrnog", gca_update(client, "{\"conversationId\":\"c\",\"target\":\"conversation\",\"wrnog\":1}", NULL, &r));
     EXPECT(GCA_INVALID_INPUT, "nothingToDo", gca_update(client, target, NULL, &r));
 
     REQUIRE(gca_update_with(NULL, NULL, NULL, NULL, NULL, NULL) == GCA_INVALID_INPUT);
@@ -233,7 +233,7 @@ static void nulls(gca_client *client) {
     REQUIRE(gca_read(NULL, NULL, NULL, NULL) == GCA_INVALID_INPUT);
     EXPECT(GCA_INVALID_INPUT, "client is NULL", gca_read(NULL, target, NULL, &r));
     EXPECT(GCA_INVALID_INPUT, "target_json is NULL", gca_read(client, NULL, NULL, &r));
-    EXPECT(GCA_INVALID_INPUT, "\"identifier\"", gca_read(client, "{\"conversationId\":\"../c\"}", NULL, &r));
+    EXPECT(GCA_INVALID_INPUT, "\"identifier\"", gca_read(client, "{\"conversationId\":\"../c\",\"target\":\"conversation\"}", NULL, &r));
     REQUIRE(gca_validate(NULL, NULL, NULL) == GCA_INVALID_INPUT);
     EXPECT(GCA_INVALID_INPUT, "client is NULL", gca_validate(NULL, update, &r));
     EXPECT(GCA_INVALID_INPUT, "update_json is NULL", gca_validate(client, NULL, &r));
@@ -287,25 +287,25 @@ static int call_back(void *userdata, const char *snapshot_json, gca_reply *reply
     gca_client *client = userdata;
     char *r;
     (void)snapshot_json;
-    EXPECT(GCA_INVALID_INPUT, NULL, gca_update(client, "{\"conversationId\":\"x\",\"attributes\":{\"n\":1}}", NULL, &r));
+    EXPECT(GCA_INVALID_INPUT, NULL, gca_update(client, "{\"conversationId\":\"x\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", NULL, &r));
     EXPECT(GCA_INVALID_INPUT, NULL,
-           gca_update_with(client, "{\"conversationId\":\"plain\"}", compute_nothing, NULL, NULL, &r));
+           gca_update_with(client, "{\"conversationId\":\"plain\",\"target\":\"conversation\"}", compute_nothing, NULL, NULL, &r));
     EXPECT(GCA_INVALID_INPUT, NULL, gca_batch(client, NULL, no_line, NULL, NULL, NULL, &r));
     EXPECT(GCA_INVALID_INPUT, NULL, gca_flush(client, 60000, NULL, &r));
-    EXPECT(GCA_OK, "\"version\"", gca_read(client, "{\"conversationId\":\"plain\"}", NULL, &r));
-    EXPECT(GCA_OK, "{}", gca_validate(client, "{\"conversationId\":\"c\",\"attributes\":{\"n\":1}}", &r));
+    EXPECT(GCA_OK, "\"version\"", gca_read(client, "{\"conversationId\":\"plain\",\"target\":\"conversation\"}", NULL, &r));
+    EXPECT(GCA_OK, "{}", gca_validate(client, "{\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", &r));
     REQUIRE(gca_reply_set(reply, "{\"n\":50}") == GCA_OK);
     return 0;
 }
 
 static void plain(gca_client *client, struct seen *seen) {
-    const char *target = "{\"conversationId\":\"plain\"}";
+    const char *target = "{\"conversationId\":\"plain\",\"target\":\"conversation\"}";
     int before = counted(seen, &seen->events);
     char *r;
     EXPECT(GCA_OK, "\"applied\"",
-           gca_update(client, "{\"conversationId\":\"plain\",\"attributes\":{\"n\":1,\"text\":\"\xc3\xa4\\u0000\"}}", NULL, &r));
+           gca_update(client, "{\"conversationId\":\"plain\",\"target\":\"conversation\",\"attributes\":{\"n\":1,\"text\":\"\xc3\xa4\\u0000\"}}", NULL, &r));
     EXPECT(GCA_OK, "\"text\":\"\xc3\xa4\\u0000\"", gca_read(client, target, NULL, &r));
-    REQUIRE(gca_update(client, "{\"conversationId\":\"plain\",\"attributes\":{\"n\":1}}", NULL, NULL) == GCA_OK);
+    REQUIRE(gca_update(client, "{\"conversationId\":\"plain\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", NULL, NULL) == GCA_OK);
     EXPECT(GCA_OK, "\"applied\"", gca_update_with(client, target, increment, NULL, NULL, &r));
     EXPECT(GCA_OK, "\"n\":2", gca_read(client, target, NULL, &r));
     EXPECT(GCA_OK, "\"unchanged\"", gca_update_with(client, target, compute_nothing, NULL, NULL, &r));
@@ -316,30 +316,33 @@ static void plain(gca_client *client, struct seen *seen) {
     EXPECT(GCA_OK, "\"n\":50", gca_read(client, target, NULL, &r));
     REQUIRE(counted(seen, &seen->events) == before + 4);
 
-    EXPECT(GCA_OK, "\"applied\"", gca_update(client, "{\"conversationId\":\"calls-back\",\"attributes\":{\"n\":1}}", NULL, &r));
+    EXPECT(GCA_OK, "\"applied\"", gca_update(client, "{\"conversationId\":\"calls-back\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", NULL, &r));
     REQUIRE(counted(seen, &seen->events) == before + 6);
 
     /* 16 of them are inside of each other. */
     EXPECT(GCA_OK, "\"applied\"",
-           gca_update(client, "{\"conversationId\":\"calls-itself\",\"attributes\":{\"n\":1}}", NULL, &r));
+           gca_update(client, "{\"conversationId\":\"calls-itself\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", NULL, &r));
     REQUIRE(counted(seen, &seen->events) == before + 22);
     REQUIRE(counted(seen, &seen->refused) == 1);
     EXPECT(GCA_INVALID_INPUT, "\"keyEmpty\"",
-           gca_update(client, "{\"conversationId\":\"refused-calls-back\",\"attributes\":{\"\":1}}", NULL, &r));
+           gca_update(client, "{\"conversationId\":\"refused-calls-back\",\"target\":\"conversation\",\"attributes\":{\"\":1}}", NULL, &r));
     REQUIRE(counted(seen, &seen->refused) == 2);
 
     EXPECT(GCA_INVALID_INPUT, "verify", gca_read(client, "{\"conversationId\":\"plain\",\"verify\":true}", NULL, &r));
     EXPECT(GCA_INVALID_INPUT, "verify",
            gca_update_with(client, "{\"conversationId\":\"plain\",\"verify\":true}", increment, NULL, NULL, &r));
 
-    EXPECT(GCA_OK, "{}", gca_validate(client, "{\"conversationId\":\"c\",\"attributes\":{\"n\":1}}", &r));
+    EXPECT(GCA_OK, "{}", gca_validate(client, "{\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", &r));
     EXPECT(GCA_INVALID_INPUT, "\"rule\":\"integer\"",
-           gca_validate(client, "{\"conversationId\":\"c\",\"attributes\":{\"n\":1.5}}", &r));
+           gca_validate(client, "{\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"n\":1.5}}", &r));
+    EXPECT(GCA_OK, "\"purpose\":\"customer\"", gca_participants(client, "plain", NULL, &r));
+    EXPECT(GCA_INVALID_INPUT, "conversation_id", gca_participants(client, NULL, NULL, &r));
+    EXPECT(GCA_INVALID_INPUT, "conversationId", gca_participants(client, "../c", NULL, &r));
     EXPECT(GCA_OK, "organizationId", gca_verify_credentials(client, NULL, &r));
     EXPECT(GCA_OK, "\"totalAttempts\":", gca_metrics(client, &r));
     EXPECT(GCA_OK, "# TYPE genesys_attributes_calls_total counter", gca_metrics_prometheus(client, &r));
     EXPECT(GCA_OK, "{}", gca_flush(client, 10000, NULL, &r));
-    EXPECT(GCA_NOT_FOUND, "404", gca_read(client, "{\"conversationId\":\"absent\"}", NULL, &r));
+    EXPECT(GCA_NOT_FOUND, "404", gca_read(client, "{\"conversationId\":\"absent\",\"target\":\"conversation\"}", NULL, &r));
 }
 
 /* --- Many threads ---------------------------------------------------------------------------------------------------- */
@@ -357,12 +360,12 @@ static void *work(void *argument) {
     int round;
     for (round = 1; round <= rounds; round++) {
         EXPECT(GCA_OK, "\"applied\"",
-               gca_update_with(worker->client, "{\"conversationId\":\"busy\"}", increment, NULL, cancel, &r));
-        snprintf(update, sizeof update, "{\"conversationId\":\"faulty-%d\",\"attributes\":{\"n\":%d}}", worker->number, round);
+               gca_update_with(worker->client, "{\"conversationId\":\"busy\",\"target\":\"conversation\"}", increment, NULL, cancel, &r));
+        snprintf(update, sizeof update, "{\"conversationId\":\"faulty-%d\",\"target\":\"conversation\",\"attributes\":{\"n\":%d}}", worker->number, round);
         EXPECT(GCA_OK, "pplied\"", gca_update(worker->client, update, round % 2 ? cancel : NULL, &r));
         EXPECT(GCA_OK, NULL, gca_metrics(worker->client, &r));
         EXPECT(GCA_INVALID_INPUT, "\"keyEmpty\"",
-               gca_update(worker->client, "{\"conversationId\":\"c\",\"attributes\":{\"\":1}}", NULL, &r));
+               gca_update(worker->client, "{\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"\":1}}", NULL, &r));
     }
     gca_cancel_free(cancel);
     return NULL;
@@ -382,10 +385,10 @@ static void many(gca_client *client, struct seen *seen) {
     }
     for (i = 0; i < THREADS; i++) REQUIRE(pthread_join(threads[i], NULL) == 0);
     snprintf(wanted, sizeof wanted, "\"n\":%d", THREADS * rounds);
-    EXPECT(GCA_OK, wanted, gca_read(client, "{\"conversationId\":\"busy\"}", NULL, &r));
+    EXPECT(GCA_OK, wanted, gca_read(client, "{\"conversationId\":\"busy\",\"target\":\"conversation\"}", NULL, &r));
     for (i = 0; i < THREADS; i++) {
         snprintf(wanted, sizeof wanted, "\"n\":%d", rounds);
-        snprintf(target, sizeof target, "{\"conversationId\":\"faulty-%d\"}", i);
+        snprintf(target, sizeof target, "{\"conversationId\":\"faulty-%d\",\"target\":\"conversation\"}", i);
         EXPECT(GCA_OK, wanted, gca_read(client, target, NULL, &r));
     }
     REQUIRE(counted(seen, &seen->events) == events + 2 * THREADS * rounds);
@@ -413,7 +416,7 @@ static void *cancel_later(void *argument) {
 }
 
 static const char *endless(void *userdata) {
-    static const char line[] = "{\"conversationId\":\"endless\",\"attributes\":{\"n\":1}}";
+    static const char line[] = "{\"conversationId\":\"endless\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}";
     (void)userdata;
     return line;
 }
@@ -443,17 +446,18 @@ static void cancels(gca_client *client, struct seen *seen) {
     when.cancel = gca_cancel_new();
     REQUIRE(pthread_create(&thread, NULL, cancel_later, &when) == 0);
     EXPECT(GCA_CANCELLED, NULL,
-           gca_update(client, "{\"conversationId\":\"down\",\"attributes\":{\"n\":1}}", when.cancel, &r));
+           gca_update(client, "{\"conversationId\":\"down\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", when.cancel, &r));
     REQUIRE(pthread_join(thread, NULL) == 0);
     /* It stays set. */
     EXPECT(GCA_CANCELLED, NULL,
-           gca_update(client, "{\"conversationId\":\"plain\",\"attributes\":{\"n\":1}}", when.cancel, &r));
+           gca_update(client, "{\"conversationId\":\"plain\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", when.cancel, &r));
     EXPECT(GCA_CANCELLED, NULL,
-           gca_update_with(client, "{\"conversationId\":\"plain\"}", increment, NULL, when.cancel, &r));
+           gca_update_with(client, "{\"conversationId\":\"plain\",\"target\":\"conversation\"}", increment, NULL, when.cancel, &r));
     EXPECT(GCA_OK, "\"stopped\":\"cancelled\"", gca_batch(client, NULL, endless, count_line, seen, when.cancel, &r));
-    EXPECT(GCA_CANCELLED, NULL, gca_read(client, "{\"conversationId\":\"plain\"}", when.cancel, &r));
+    EXPECT(GCA_CANCELLED, NULL, gca_read(client, "{\"conversationId\":\"plain\",\"target\":\"conversation\"}", when.cancel, &r));
     EXPECT(GCA_CANCELLED, NULL,
-           gca_preview(client, "{\"conversationId\":\"plain\",\"attributes\":{\"n\":1}}", when.cancel, &r));
+           gca_preview(client, "{\"conversationId\":\"plain\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", when.cancel, &r));
+    EXPECT(GCA_CANCELLED, NULL, gca_participants(client, "plain", when.cancel, &r));
     EXPECT(GCA_CANCELLED, NULL, gca_verify_credentials(client, when.cancel, &r));
     gca_cancel_free(when.cancel);
 
@@ -470,7 +474,7 @@ static void cancels(gca_client *client, struct seen *seen) {
     /* One that stops for its own reasons leaves the caller's flag alone. */
     when.cancel = gca_cancel_new();
     EXPECT(GCA_OK, "\"stopped\":\"break\"", gca_batch(client, NULL, endless, stop_at_once, seen, when.cancel, &r));
-    EXPECT(GCA_OK, NULL, gca_update(client, "{\"conversationId\":\"plain\",\"attributes\":{\"n\":1}}", when.cancel, &r));
+    EXPECT(GCA_OK, NULL, gca_update(client, "{\"conversationId\":\"plain\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", when.cancel, &r));
     gca_cancel_free(when.cancel);
 }
 
@@ -494,9 +498,9 @@ static const char *next_line(void *userdata) {
     if (input->given == 4) return "\xff\xff";
     if (input->given == 5) {
         /* Calling back from here works. */
-        EXPECT(GCA_OK, NULL, gca_update(input->client, "{\"conversationId\":\"plain\",\"attributes\":{\"n\":1}}", NULL, &r));
+        EXPECT(GCA_OK, NULL, gca_update(input->client, "{\"conversationId\":\"plain\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", NULL, &r));
     }
-    snprintf(input->line, sizeof input->line, "{\"conversationId\":\"batch-%d\",\"attributes\":{\"n\":%d}}", input->given % 7,
+    snprintf(input->line, sizeof input->line, "{\"conversationId\":\"batch-%d\",\"target\":\"conversation\",\"attributes\":{\"n\":%d}}", input->given % 7,
              input->given);
     return input->line;
 }
@@ -510,7 +514,7 @@ static int on_outcome(void *userdata, const char *outcome_json) {
         REQUIRE(strstr(outcome_json, "\"invalidInput\"") != NULL);
         input->failed += 1;
     }
-    EXPECT(GCA_OK, NULL, gca_read(input->client, "{\"conversationId\":\"plain\"}", NULL, &r));
+    EXPECT(GCA_OK, NULL, gca_read(input->client, "{\"conversationId\":\"plain\",\"target\":\"conversation\"}", NULL, &r));
     return 0;
 }
 
@@ -538,7 +542,7 @@ static void pushes(gca_client *client) {
     EXPECT(GCA_OK, "{}", gca_batch_start(client, "{\"workers\":6}", &batch, &r));
     while (what != GCA_BATCH_REPORT) {
         if (given < 2000) {
-            snprintf(line, sizeof line, "{\"conversationId\":\"push-%d\",\"attributes\":{\"n\":%d}}", given % 7, given);
+            snprintf(line, sizeof line, "{\"conversationId\":\"push-%d\",\"target\":\"conversation\",\"attributes\":{\"n\":%d}}", given % 7, given);
             snprintf(tag, sizeof tag, "tag-%d", given + 1);
             EXPECT(GCA_OK, "{}", gca_batch_push(batch, line, tag, &full, &r));
             if (!full) given += 1;
@@ -562,7 +566,7 @@ static void pushes(gca_client *client) {
 
     /* One that is freed before its end. */
     EXPECT(GCA_OK, "{}", gca_batch_start(client, NULL, &batch, &r));
-    EXPECT(GCA_OK, "{}", gca_batch_push(batch, "{\"conversationId\":\"plain\",\"attributes\":{\"n\":1}}", NULL, &full, &r));
+    EXPECT(GCA_OK, "{}", gca_batch_push(batch, "{\"conversationId\":\"plain\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", NULL, &full, &r));
     gca_batch_free(batch);
 }
 
@@ -589,7 +593,7 @@ static void no_threads(void) {
     input.client = client;
     input.total = 2;
     EXPECT(GCA_CONFIG, "no thread", gca_batch(client, "{\"workers\":4}", next_line, NULL, &input, NULL, &r));
-    EXPECT(GCA_OK, "\"applied\"", gca_update(client, "{\"conversationId\":\"plain\",\"attributes\":{\"n\":1}}", NULL, &r));
+    EXPECT(GCA_OK, "\"applied\"", gca_update(client, "{\"conversationId\":\"plain\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", NULL, &r));
     gca_client_free(client);
     puts("all done");
 }

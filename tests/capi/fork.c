@@ -55,13 +55,13 @@ static void on_audit(void *userdata, const char *record) {
 }
 
 static const char *own_update(char *text, size_t size, const char *name) {
-    snprintf(text, size, "{\"conversationId\":\"of-process-%d-%s\",\"attributes\":{\"n\":1}}", (int)getpid(), name);
+    snprintf(text, size, "{\"conversationId\":\"of-process-%d-%s\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", (int)getpid(), name);
     return text;
 }
 
 static void *hold(void *unused) {
     (void)unused;
-    EXPECT(GCA_OK, NULL, gca_update(parent, "{\"conversationId\":\"held\",\"attributes\":{\"n\":1}}", NULL, &r));
+    EXPECT(GCA_OK, NULL, gca_update(parent, "{\"conversationId\":\"held\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", NULL, &r));
     return NULL;
 }
 
@@ -98,8 +98,9 @@ static void child(gca_cancel *cancel) {
     own_update(text, sizeof text, "child");
     REFUSED(gca_update(parent, text, NULL, &r));
     REFUSED(gca_update(parent, text, cancel, &r));
-    REFUSED(gca_update_with(parent, "{\"conversationId\":\"c\"}", compute, NULL, NULL, &r));
-    REFUSED(gca_read(parent, "{\"conversationId\":\"c\"}", NULL, &r));
+    REFUSED(gca_update_with(parent, "{\"conversationId\":\"c\",\"target\":\"conversation\"}", compute, NULL, NULL, &r));
+    REFUSED(gca_read(parent, "{\"conversationId\":\"c\",\"target\":\"conversation\"}", NULL, &r));
+    REFUSED(gca_participants(parent, "c", NULL, &r));
     REFUSED(gca_verify_credentials(parent, NULL, &r));
     REFUSED(gca_flush(parent, 100, NULL, &r));
     REFUSED(gca_batch(parent, NULL, next_line, NULL, NULL, NULL, &r));
@@ -117,7 +118,7 @@ static void child(gca_cancel *cancel) {
 
     EXPECT(GCA_OK, NULL, gca_client_new(config, NULL, &own, &r));
     EXPECT(GCA_OK, "\"applied\"", gca_update(own, text, NULL, &r));
-    snprintf(text, sizeof text, "{\"conversationId\":\"of-process-%d-child\"}", (int)getpid());
+    snprintf(text, sizeof text, "{\"conversationId\":\"of-process-%d-child\",\"target\":\"conversation\"}", (int)getpid());
     EXPECT(GCA_OK, "\"n\":1", gca_read(own, text, NULL, &r));
     gca_client_free(own);
     _exit(0);

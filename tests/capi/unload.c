@@ -36,7 +36,7 @@ static void *work(void *argument) {
     if (client_new(config, NULL, &client, &result) != 0) exit(3);
     string_free(result);
     /* GCA_CONNECT: nothing listens there. */
-    if (client_update(client, "{\"conversationId\":\"c\",\"attributes\":{\"n\":1}}", cancel, &result) != 9) exit(4);
+    if (client_update(client, "{\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}", cancel, &result) != 9) exit(4);
     string_free(result);
     client_free(client);
     cancel_free(cancel);

@@ -198,7 +198,7 @@ fn capi_header_names_every_setting_and_field_of_an_update() {
         assert!(words.contains(name), "the header lacks {name}");
     }
     // Those that the library knows.
-    let unknown = r#"{"conversationId":"c","unknown":1}"#;
+    let unknown = r#"{"conversationId":"c","target":"conversation","unknown":1}"#;
     let error = serde_json::from_str::<genesys_attributes::Update>(unknown).unwrap_err();
     let known = error.to_string();
     let known = known.split_once("known are ").unwrap().1;

@@ -96,7 +96,9 @@ fn records(text: &str) -> Vec<Value> {
 }
 
 fn line(id: &str, n: u64) -> String {
-    format!("{{\"conversationId\":\"{id}\",\"attributes\":{{\"n\":{n}}}}}\n")
+    format!(
+        "{{\"conversationId\":\"{id}\",\"target\":\"conversation\",\"attributes\":{{\"n\":{n}}}}}\n"
+    )
 }
 
 fn plain() -> (Store, Server) {

@@ -33,7 +33,7 @@ fn refused(record: &str) -> String {
 fn update_record_documented_forms_are_read() {
     for (record, update) in [
         (
-            r#"{"conversationId":"5b2f","attributes":{"customer.tier":"premium","routing.score":85}}"#,
+            r#"{"conversationId":"5b2f","target":"conversation","attributes":{"customer.tier":"premium","routing.score":85}}"#,
             Update::conversation("5b2f")
                 .set("customer.tier", "premium")
                 .set("routing.score", 85),
@@ -51,7 +51,7 @@ fn update_record_documented_forms_are_read() {
             Update::custom("5b2f", "crm-1").schema("s-1").set("tier", 3),
         ),
         (
-            r#"{"conversationId":"5b2f","attributes":{"k":true},"ifVersion":"7","skipUnchanged":true}"#,
+            r#"{"conversationId":"5b2f","target":"conversation","attributes":{"k":true},"ifVersion":"7","skipUnchanged":true}"#,
             Update::conversation("5b2f")
                 .set("k", true)
                 .if_version("7")
@@ -84,11 +84,11 @@ fn update_record_documented_forms_are_read() {
 }
 
 #[test]
-fn update_record_target_defaults() {
+fn update_record_has_no_default_target() {
     for (fields, kind) in [
         (r#""x":1"#, None),
-        ("", Some(TargetKind::Conversation)),
-        (r#","target":null"#, Some(TargetKind::Conversation)),
+        ("", None),
+        (r#","target":null"#, None),
         (
             r#","target":"conversation""#,
             Some(TargetKind::Conversation),
@@ -117,8 +117,14 @@ fn update_record_target_defaults() {
         (r#","target":"conversations""#, None),
     ] {
         let record = format!(r#"{{"conversationId":"c","attributes":{{"k":"v"}}{fields}}}"#);
-        let read = read(&record).ok().map(|update| update.target().kind());
-        assert_eq!(read, kind, "{record}");
+        let found = read(&record).ok().map(|update| update.target().kind());
+        assert_eq!(found, kind, "{record}");
+        if kind.is_none() && !fields.contains(r#""x""#) && !fields.contains(r#"target":""#) {
+            let message = refused(&record);
+            for way in ["participant", "secure", "custom", "conversation"] {
+                assert!(message.contains(&format!("{way:?}")), "{message}");
+            }
+        }
     }
     let who = |who: &str| {
         let record = json!({"conversationId": "c", "participant": who, "attributes": {}});
@@ -174,7 +180,8 @@ fn update_record_unknown_fields_are_named() {
         "$schema",
         "line\nbreak",
     ] {
-        let mut record = json!({"conversationId": "c", "attributes": {"k": "v"}});
+        let mut record =
+            json!({"conversationId": "c", "target": "conversation", "attributes": {"k": "v"}});
         record[name] = json!(null);
         let message = refused(&record.to_string());
         assert!(
@@ -199,7 +206,7 @@ fn update_record_unknown_fields_are_named() {
             "{message}"
         );
     }
-    let mut record = json!({"conversationId": "c"});
+    let mut record = json!({"conversationId": "c", "target": "conversation"});
     record["n".repeat(100_000)] = json!(1);
     assert!(refused(&record.to_string()).len() < 1_000);
     // Keys of attributes are the caller's.
@@ -239,7 +246,8 @@ fn update_record_wrong_types_are_named() {
         .chain(not_object.iter().map(|value| ("attributes", value)))
         .chain(not_list.iter().map(|value| ("remove", value)));
     for (name, value) in cases {
-        let mut record = json!({"conversationId": "c", "attributes": {"k": "v"}});
+        let mut record =
+            json!({"conversationId": "c", "target": "conversation", "attributes": {"k": "v"}});
         record[name] = value.clone();
         let message = refused(&record.to_string());
         assert!(
@@ -262,7 +270,9 @@ fn update_record_wrong_types_are_named() {
         refused(text);
     }
     // A record a line: what follows it is not part of it.
-    refused(r#"{"conversationId":"c","attributes":{}} {"conversationId":"d","attributes":{}}"#);
+    refused(
+        r#"{"conversationId":"c","target":"conversation","attributes":{}} {"conversationId":"d","target":"conversation","attributes":{}}"#,
+    );
 }
 
 #[test]
@@ -280,15 +290,15 @@ fn update_record_null_is_absent() {
 fn update_record_repeated_key_is_refused_by_name() {
     for (record, key) in [
         (
-            r#"{"conversationId":"a","conversationId":"c","attributes":{"k":1}}"#,
+            r#"{"conversationId":"a","conversationId":"c","target":"conversation","attributes":{"k":1}}"#,
             "conversationId",
         ),
         (
-            r#"{"conversationId":"c","attributes":{"k":1,"j":0,"k":1}}"#,
+            r#"{"conversationId":"c","target":"conversation","attributes":{"k":1,"j":0,"k":1}}"#,
             "k",
         ),
         (
-            r#"{"attributes":{"lost":1},"conversationId":"c","attributes":{"k":1}}"#,
+            r#"{"attributes":{"lost":1},"conversationId":"c","target":"conversation","attributes":{"k":1}}"#,
             "attributes",
         ),
         (
@@ -301,7 +311,7 @@ fn update_record_repeated_key_is_refused_by_name() {
         ),
         // The same key by another spelling.
         (
-            "{\"conversationId\":\"c\",\"attributes\":{\"k\":1,\"\\u006b\":2}}",
+            "{\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"k\":1,\"\\u006b\":2}}",
             "k",
         ),
     ] {
@@ -378,7 +388,7 @@ fn update_record_missing_fields_are_named() {
         (r#"{}"#, "conversationId"),
         (r#"{"attributes":{"k":"v"}}"#, "conversationId"),
         (
-            r#"{"conversationId":null,"attributes":{"k":"v"}}"#,
+            r#"{"conversationId":null,"target":"conversation","attributes":{"k":"v"}}"#,
             "conversationId",
         ),
         (
@@ -402,8 +412,8 @@ fn update_record_missing_fields_are_named() {
     }
     // Without attributes there is nothing to do, which the check of the update says.
     for record in [
-        r#"{"conversationId":"c"}"#,
-        r#"{"conversationId":"c","attributes":null}"#,
+        r#"{"conversationId":"c","target":"conversation"}"#,
+        r#"{"conversationId":"c","target":"conversation","attributes":null}"#,
     ] {
         let error = read(record).unwrap().validate().unwrap_err();
         assert_eq!(error.violations()[0].rule, Rule::NothingToDo);
@@ -428,7 +438,11 @@ fn update_record_fields_of_other_targets_are_refused() {
             "participant",
             "custom",
         ),
-        (r#""record":"r""#, "record", "conversation"),
+        (
+            r#""target":"conversation","record":"r""#,
+            "record",
+            "conversation",
+        ),
         (r#""participant":"p","record":"r""#, "record", "participant"),
         (r#""target":"secure","record":"r""#, "record", "secure"),
     ] {
@@ -451,12 +465,12 @@ fn update_record_fields_of_other_targets_are_refused() {
 #[test]
 fn update_record_error_never_repeats_value() {
     for record in [
-        r#"{"conversationId":"c","attributes":"SECRET"}"#,
-        r#"{"conversationId":"c","attributes":["SECRET"]}"#,
-        r#"{"conversationId":"c","attributes":{"k":"SECRET"},"more":"SECRET"}"#,
+        r#"{"conversationId":"c","target":"conversation","attributes":"SECRET"}"#,
+        r#"{"conversationId":"c","target":"conversation","attributes":["SECRET"]}"#,
+        r#"{"conversationId":"c","target":"conversation","attributes":{"k":"SECRET"},"more":"SECRET"}"#,
         r#"{"conversationId":"c","remove":{"SECRET":1}}"#,
-        r#"{"conversationId":"c","attributes":{"k":"SECRET"},"unlocked":"SECRET"}"#,
-        r#"{"conversationId":"c","attributes":{"k":"SECRET}"#,
+        r#"{"conversationId":"c","target":"conversation","attributes":{"k":"SECRET"},"unlocked":"SECRET"}"#,
+        r#"{"conversationId":"c","target":"conversation","attributes":{"k":"SECRET}"#,
     ] {
         let message = refused(record);
         assert!(!message.contains("SECRET"), "{message}");
@@ -472,7 +486,7 @@ fn update_record_written_omits_defaults() {
             Update::conversation("5b2f")
                 .set("b", 85)
                 .set("a", "premium"),
-            r#"{"conversationId":"5b2f","attributes":{"a":"premium","b":85}}"#,
+            r#"{"conversationId":"5b2f","target":"conversation","attributes":{"a":"premium","b":85}}"#,
         ),
         (
             Update::participant("5b2f", "customer").set("k", "v"),

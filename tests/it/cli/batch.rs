@@ -8,13 +8,14 @@ fn batch_reads_json_lines_and_writes_json_lines() {
     let mut input: Vec<u8> = Vec::new();
     input.extend(line("a", 1).bytes());
     input.extend(b"not json\n\n");
-    input.extend(b"{\"conversationId\":\"a\",\"atributes\":{}}\n");
-    input.extend(b"{\"conversationId\":7,\"attributes\":{}}\n");
+    input.extend(b"{\"conversationId\":\"a\",\"target\":\"conversation\",\"atributes\":{}}\n");
+    input.extend(b"{\"conversationId\":7,\"target\":\"conversation\",\"attributes\":{}}\n");
     input.extend(b"\xFF\xFE\n");
     input.extend(vec![b'x'; 10 << 20]);
     input.extend(b"\n");
     input.extend(line("a", 2).bytes());
-    input.extend(b"{\"conversationId\":\"b\",\"attributes\":{\"n\":3}}");
+    input
+        .extend(b"{\"conversationId\":\"b\",\"target\":\"conversation\",\"attributes\":{\"n\":3}}");
     for (args, text) in [
         (&["batch"][..], &input),
         (&["batch", "-", "--workers", "3"], &input),
@@ -75,7 +76,7 @@ fn batch_reads_csv() {
         "conversationId,tier,score:,note\nc-1,gold,85,\"two\nlines\"\nc-2,,7,\nc-3,x,oops,\n",
     );
     let ended = run(program(&server)
-        .args(["batch", "--csv", "--json"])
+        .args(["batch", "--conversation", "--csv", "--json"])
         .arg(&input));
     assert_eq!(ended.code, 1);
     let summary: Value = serde_json::from_str(&ended.err).unwrap();

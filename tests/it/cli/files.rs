@@ -5,7 +5,9 @@ use super::*;
 /// The program on an input, with the outcomes on standard output.
 fn batch(server: &Server, input: &Path) -> Command {
     let mut command = program(server);
-    command.args(["batch", "--rate", "0"]).arg(input);
+    command
+        .args(["batch", "--conversation", "--rate", "0"])
+        .arg(input);
     command
 }
 
@@ -234,7 +236,7 @@ fn dry_run_of_a_resume_writes_nothing() {
 fn failed_line_may_be_corrected_in_place_and_an_applied_one_may_not() {
     let (store, server) = plain();
     let folder = Folder::new("correct");
-    let bad = "{\"conversationId\":\"b\",\"atributes\":{\"n\":1}}\n";
+    let bad = "{\"conversationId\":\"b\",\"target\":\"conversation\",\"atributes\":{\"n\":1}}\n";
     let input = folder.file("in", [&line("a", 1), bad, &line("c", 1)].concat());
     let (file, failed) = (folder.path("results"), folder.path("failed"));
     let ended = run(resume(&server, &input, &file).arg("--failed").arg(&failed));
@@ -281,7 +283,7 @@ fn failed_rows_are_written_with_their_header_from_a_pipe_too() {
     let text = "conversationId,k:,note\r\na,1,\"x\ny\"\r\nb,oops,\"two\r\nlines\"\r\nc,2,\n";
     let ended = with_stdin(
         program(&server)
-            .args(["batch", "--csv", "-", "--failed"])
+            .args(["batch", "--conversation", "--csv", "-", "--failed"])
             .arg(&failed),
         text.as_bytes(),
     );
@@ -602,9 +604,9 @@ fn failed_file_has_the_later_lines_of_its_conversations_too() {
     let folder = Folder::new("failed-order");
     let input = folder.file(
         "in",
-        "{\"conversationId\":\"c\",\"attributes\":{\"tier\":\"old\",\"score\":1.5}}\n\
-         {\"conversationId\":\"d\",\"attributes\":{\"tier\":\"x\"}}\n\
-         {\"conversationId\":\"c\",\"attributes\":{\"tier\":\"new\"}}\n",
+        "{\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"tier\":\"old\",\"score\":1.5}}\n\
+         {\"conversationId\":\"d\",\"target\":\"conversation\",\"attributes\":{\"tier\":\"x\"}}\n\
+         {\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"tier\":\"new\"}}\n",
     );
     let failed = folder.path("failed");
     let ended = run(batch(&server, &input).arg("--failed").arg(&failed));
@@ -625,7 +627,7 @@ fn failed_file_is_for_its_owner_and_a_link_to_it_stays() {
     let folder = Folder::new("failed-mode");
     let input = folder.file(
         "in",
-        "{\"conversationId\":\"c\",\"attributes\":{\"k\":1.5}}\n",
+        "{\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"k\":1.5}}\n",
     );
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let new = folder.path("new");

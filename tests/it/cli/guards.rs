@@ -547,6 +547,47 @@ fn batch_gives_a_target_to_the_lines_that_name_none() {
 }
 
 #[test]
+fn participants_of_a_conversation_are_printed_as_a_table_and_as_json() {
+    let sandbox = crate::sandbox::Sandbox::start();
+    sandbox.world(|world| world.auto_create = true);
+    let asked = |id: &str, more: &[&str]| {
+        let mut command = bare();
+        command
+            .env("GENESYS_CLOUD_BASE_URL", sandbox.url())
+            .env("GENESYS_CLOUD_CLIENT_ID", crate::sandbox::CLIENT_ID)
+            .env("GENESYS_CLOUD_CLIENT_SECRET", crate::sandbox::CLIENT_SECRET)
+            .args(["participants", id])
+            .args(more);
+        run(&mut command)
+    };
+    let ended = asked("c-1", &[]);
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    let rows = Vec::from_iter(
+        ended
+            .out
+            .lines()
+            .map(|row| Vec::from_iter(row.split_whitespace())),
+    );
+    assert_eq!(rows[0], ["id", "purpose", "connected", "left", "name"]);
+    let customer = rows.iter().find(|row| row[1] == "customer").unwrap();
+    assert_eq!((customer[0], customer[3]), ("c-1-customer", "active"));
+    let ended = asked("c-1", &["--json"]);
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    let found: Value = serde_json::from_str(&ended.out).unwrap();
+    let found = found.as_array().unwrap();
+    assert_eq!(found.len(), rows.len() - 1);
+    let customer = found
+        .iter()
+        .find(|one| one["purpose"] == "customer")
+        .unwrap();
+    assert_eq!(
+        (&customer["id"], &customer["active"]),
+        (&json!("c-1-customer"), &json!(true))
+    );
+    assert_eq!(asked("a/b", &[]).code, 1);
+}
+
+#[test]
 fn sandbox_prints_what_a_shell_needs_and_answers() {
     let mut child = bare();
     child.args(["sandbox", "--port", "0", "--fault", "conflict=2"]);

@@ -105,16 +105,16 @@ fn later_lines_of_a_row_that_is_no_update_are_held_for_the_next_run() {
     let folder = Folder::new("legible");
     let failed = folder.path("failed.csv");
     let csv = "conversationId,tier\nc,old,x\nd,x\nc,new\n";
-    let json = "{\"conversationId\":\"c\",\"attributes\":{\"tier\":old}}\n\
-                {\"conversationId\":\"d\",\"attributes\":{\"tier\":\"x\"}}\n\
-                {\"conversationId\":\"c\",\"attributes\":{\"tier\":\"new\"}}\n";
+    let json = "{\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"tier\":old}}\n\
+                {\"conversationId\":\"d\",\"target\":\"conversation\",\"attributes\":{\"tier\":\"x\"}}\n\
+                {\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"tier\":\"new\"}}\n";
     for (text, wrong, right, option) in [
         (csv, "old,x", "old", Some("--csv")),
         (json, "old", "\"old\"", None),
     ] {
         let input = folder.file("in", text);
         let ended = run(program(&server)
-            .args(["batch", "--failed"])
+            .args(["batch", "--conversation", "--failed"])
             .arg(&failed)
             .args(option)
             .arg(&input));
@@ -126,7 +126,10 @@ fn later_lines_of_a_row_that_is_no_update_are_held_for_the_next_run() {
         );
         // Corrected and run, the newer value stays.
         let again = folder.file("again", held.replace(wrong, right));
-        let ended = run(program(&server).arg("batch").args(option).arg(&again));
+        let ended = run(program(&server)
+            .args(["batch", "--conversation"])
+            .args(option)
+            .arg(&again));
         assert_eq!(ended.code, 0, "{}", ended.err);
         store.with("c", |c| assert_eq!(c.attributes["tier"], "new"));
     }
@@ -138,9 +141,27 @@ fn last_line_without_a_line_end_is_run_with_a_warning_and_again_once_it_is_compl
     let folder = Folder::new("unended");
     let json = line("b", 12).trim_end().to_owned();
     for (name, start, torn, rest, end) in [
-        ("csv", "conversationId,n:\na,1\n", "b,1", "2", "\nc,3\n"),
-        ("csv", "conversationId,n:\na,1\n", "b", ",12", "\n"),
-        ("csv", "conversationId,n:\na,1\n", "b,\"1", "2\"", "\n"),
+        (
+            "csv",
+            "target,conversationId,n:\nconversation,a,1\n",
+            "conversation,b,1",
+            "2",
+            "\nconversation,c,3\n",
+        ),
+        (
+            "csv",
+            "target,conversationId,n:\nconversation,a,1\n",
+            "conversation,b",
+            ",12",
+            "\n",
+        ),
+        (
+            "csv",
+            "target,conversationId,n:\nconversation,a,1\n",
+            "conversation,b,\"1",
+            "2\"",
+            "\n",
+        ),
         ("json", &line("a", 1), &json[..json.len() - 4], "12}}", "\n"),
         ("json", &line("a", 1), &json, "", "\n"),
     ] {
@@ -193,7 +214,7 @@ fn last_line_without_a_line_end_is_not_run_from_a_file_that_grew_meanwhile() {
     let waiting = waiting();
     let results = folder.path("results");
     let mut command = resume(&waiting.server, &input, &results);
-    let torn = "{\"conversationId\":\"last\",\"attributes\":{\"n\":1}}";
+    let torn = "{\"conversationId\":\"last\",\"target\":\"conversation\",\"attributes\":{\"n\":1}}";
     let ended = waiting.run(&mut command, || append(&input, torn));
     assert_eq!(ended.code, 2, "{}", ended.err);
     assert!(
@@ -235,7 +256,7 @@ fn cells_may_be_separated_by_another_character_and_a_wrong_one_is_named() {
         let input = folder.file(name, text);
         let with = |delimiter: &str| {
             run(program(&server)
-                .arg("batch")
+                .args(["batch", "--conversation"])
                 .arg(&input)
                 .args(["--delimiter", delimiter]))
         };
@@ -277,7 +298,7 @@ fn drafts_follow_no_link_that_others_planted() {
     let victim = folder.file("victim", "precious");
     let input = folder.file(
         "in",
-        "{\"conversationId\":\"c\",\"attributes\":{\"k\":1.5}}\n",
+        "{\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"k\":1.5}}\n",
     );
     let script = "for name in failed metrics; do ln -s \"$PWD/victim\" .$name.$$.tmp; \
                   ln -s \"$PWD/victim\" $name.tmp; done; exec \"$0\" \"$@\"";

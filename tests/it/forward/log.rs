@@ -155,7 +155,7 @@ fn log_that_is_wrong_is_refused_and_nothing_moves() {
 fn log_that_is_none_is_refused() {
     for text in [
         "conversationId,tier\nc-1,gold\n",
-        "{\"conversationId\":\"c-1\",\"attributes\":{\"tier\":\"gold\"}}\n",
+        "{\"conversationId\":\"c-1\",\"target\":\"conversation\",\"attributes\":{\"tier\":\"gold\"}}\n",
         "\u{7f}ELF",
     ] {
         let (folder, taker) = (Folder::new("none"), Taker::default());

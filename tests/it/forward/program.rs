@@ -171,7 +171,7 @@ fn program_quiet_leaves_no_summary_but_orphans() {
     folder.append("audit.jsonl", applied(1));
     folder.append(
         "lines",
-        "{\"conversationId\":\"c-1\",\"attributes\":{\"a\":1}}\n",
+        "{\"conversationId\":\"c-1\",\"target\":\"conversation\",\"attributes\":{\"a\":1}}\n",
     );
     for words in [
         &["forward", "audit.jsonl", "--stdout"][..],
@@ -507,7 +507,7 @@ fn program_kills_of_writer_and_forwarder_lose_nothing() {
         .map(|n| {
             let id = format!("c-{}", n % CONVERSATIONS);
             let key = format!("k{:03}", n / CONVERSATIONS);
-            line(&json!({ "conversationId": id, "attributes": { key: n } }))
+            line(&json!({ "conversationId": id, "target": "conversation", "attributes": { key: n } }))
         })
         .collect();
     folder.append("in", input);

@@ -3,6 +3,30 @@
 use super::*;
 
 #[test]
+fn participants_are_told_with_one_request_and_in_one_line_each() {
+    let sandbox = with(|c| c.participants[0].end_time = Some(END.into()));
+    let client = client(&sandbox);
+    let found = client.participants("c-1").unwrap();
+    let lines = Vec::from_iter(found.iter().map(ToString::to_string));
+    assert_eq!(
+        lines,
+        ["agent c-1-agent, left", "customer c-1-customer, active"]
+    );
+    let json = serde_json::to_value(&found).unwrap();
+    assert_eq!(
+        json[1],
+        json!({"id": "c-1-customer", "purpose": "customer", "active": true})
+    );
+    assert_eq!(json[0]["endTime"], END);
+    assert_eq!(client.metrics().requests, 2); // one of them is the login
+    let absent = client.participants("absent").unwrap_err();
+    assert_eq!(absent.kind(), ErrorKind::NotFound);
+    assert_eq!(absent.http_status(), Some(404));
+    let wrong = client.participants("a/b").unwrap_err();
+    assert_eq!(wrong.violations()[0].key, "conversationId");
+}
+
+#[test]
 fn read_each_target_costs_one_request() {
     let sandbox = with_record();
     change_in(&sandbox, |c| {
