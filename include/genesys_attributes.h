@@ -122,7 +122,7 @@ void gca_string_free(char *text);
  * backoffBaseMs, backoffMaxMs}, timeouts {resolveSeconds, connectSeconds, sendSeconds, responseSeconds, bodySeconds},
  * validationLimits {keyLength, stringLength, integerMax, bodyBytes}, schema (an object: rules of your own for keys and
  * values), audit {file, strict, values, secureValues}, metadataSource, endedConversations ("allow", "warn" or "refuse"),
- * secureValuesInEvents, proxy (a URL, or false for none), rootCertificatesFile, rootCertificates (PEM),
+ * secureValuesInEvents, proxy (a URL, or false for none), rootCertificatesFile, rootCertificates (PEM), clientCertificateFile, clientKeyFile,
  * maxIdleConnections, maxResponseBody, userAgent, versionCache, jitterSeed (for tests). Unknown fields are refused.
  *
  * Where region and credentials are all left out, they come from the environment: GENESYS_CLOUD_REGION,

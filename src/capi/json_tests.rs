@@ -157,6 +157,12 @@ fn samples() -> BTreeMap<&'static str, Vec<Value>> {
         client_name: None,
         expires_at: Some(now),
     };
+    let participant = |end: Value| {
+        let participant = json!({"id": "p-1", "purpose": "agent", "name": "Ann", "endTime": end,
+            "connectedTime": "2026-01-01T00:00:00Z", "active": end.is_null()});
+        let participant: crate::ParticipantInfo = serde_json::from_value(participant).unwrap();
+        value(&participant)
+    };
     let errors: Vec<Value> = errors().iter().map(|error| value(error)).collect();
     let violations = errors[1]["violations"].as_array().unwrap().clone();
     BTreeMap::from([
@@ -178,6 +184,13 @@ fn samples() -> BTreeMap<&'static str, Vec<Value>> {
         ("Violation", violations),
         ("Metrics", vec![client.metrics().to_json()]),
         ("Identity", vec![value(&identity)]),
+        (
+            "Participants",
+            vec![
+                participant(json!("2026-01-01T00:10:00Z")),
+                participant(json!(null)),
+            ],
+        ),
     ])
 }
 

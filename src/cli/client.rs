@@ -37,6 +37,13 @@ const IDENTITY: [&str; 5] = [
     "baseUrl",
 ];
 
+/// The fields of the settings that name files of certificates and keys.
+const PEM_FILES: [&str; 3] = [
+    "rootCertificatesFile",
+    "clientCertificateFile",
+    "clientKeyFile",
+];
+
 /// What the client is made from: read, and nothing of it opened yet.
 pub(crate) struct Config<'a> {
     options: &'a ClientOptions,
@@ -113,6 +120,23 @@ impl<'a> Config<'a> {
         if let Some(seconds) = source.timeout {
             self.set("retry", "deadlineSeconds", seconds);
         }
+        for (option, field, path) in [
+            (
+                "--client-certificate",
+                "clientCertificateFile",
+                &source.client_certificate,
+            ),
+            ("--client-key", "clientKeyFile", &source.client_key),
+        ] {
+            if let Some(path) = path {
+                let path = path.to_str().ok_or_else(|| {
+                    Failure::usage(format!(
+                        "the file name of {option} is not UTF-8: choose another"
+                    ))
+                })?;
+                self.settings.insert(field.into(), path.into());
+            }
+        }
         if guards.refuse_ended {
             self.settings
                 .insert("endedConversations".into(), "refuse".into());
@@ -169,12 +193,14 @@ impl<'a> Config<'a> {
     /// The files that a client reads and writes; none may have a second purpose.
     pub(crate) fn files(&self) -> Result<Files, Failure> {
         let ClientOptions { source, checks, .. } = self.options;
-        let roots = self.field("rootCertificatesFile").and_then(Value::as_str);
+        let file = |field| self.field(field).and_then(Value::as_str).map(Path::new);
         Files::default()
             .read("the credentials file", source.credentials.as_deref())
             .and_then(|files| files.read("the settings file", source.named.settings.as_deref()))
             .and_then(|files| files.read("--schema-file", checks.schema_file.as_deref()))
-            .and_then(|files| files.read("rootCertificatesFile", roots.map(Path::new)))
+            .and_then(|files| files.read(PEM_FILES[0], file(PEM_FILES[0])))
+            .and_then(|files| files.read(PEM_FILES[1], file(PEM_FILES[1])))
+            .and_then(|files| files.read(PEM_FILES[2], file(PEM_FILES[2])))
             .and_then(|files| files.written("the audit file", self.audit().as_deref()))
             .map_err(Failure::usage)
     }
@@ -199,8 +225,9 @@ impl<'a> Config<'a> {
     /// A client that only checks updates: it needs no credentials and opens nothing.
     pub(crate) fn checker(&self) -> Result<Client, Failure> {
         let mut settings = self.settings.clone();
-        for name in ["audit", "loginUrl", "rootCertificatesFile"]
+        for name in ["audit", "loginUrl"]
             .iter()
+            .chain(&PEM_FILES)
             .chain(&IDENTITY)
         {
             settings.remove(*name);

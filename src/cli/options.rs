@@ -217,6 +217,12 @@ pub(crate) struct Source {
     pub(crate) profile: Option<String>,
     #[command(flatten)]
     pub(crate) named: SettingsFile,
+    /// Show this certificate to servers that ask for one: PEM
+    #[arg(long, value_name = "FILE", help_heading = SETTINGS, requires = "client_key")]
+    pub(crate) client_certificate: Option<PathBuf>,
+    /// The key of --client-certificate: PEM, without a passphrase
+    #[arg(long, value_name = "FILE", help_heading = SETTINGS, requires = "client_certificate")]
+    pub(crate) client_key: Option<PathBuf>,
     /// API requests a minute (300); 0 for no limit
     #[arg(long, value_name = "PER_MINUTE", help_heading = SETTINGS)]
     #[arg(value_parser = words::number::<u32>(0, 1_000_000))]

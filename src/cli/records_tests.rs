@@ -176,7 +176,7 @@ fn values_are_not_shown_in_what_is_wrong() {
     for text in ["\"SECRET\"", "12345678", "[\"SECRET\"]"] {
         let found = lines(text.as_bytes());
         let problem = found[0].1.as_ref().unwrap_err();
-        assert!(problem.contains("not a JSON object"), "{text}: {problem}");
+        assert!(problem.contains("must be an object"), "{text}: {problem}");
         assert!(
             !problem.contains("SECRET") && !problem.contains("1234"),
             "{problem}"

@@ -102,6 +102,33 @@ const OFFICIAL: [&str; 4] = [
     "GENESYSCLOUD_ACCESS_TOKEN",
 ];
 pub(crate) const BASE_URL: &str = "GENESYS_CLOUD_BASE_URL";
+pub(crate) const LOGIN_URL: &str = "GENESYS_CLOUD_LOGIN_URL";
+
+/// What other tools' names for region and credentials are made of.
+const FAMILIES: [&str; 5] = [
+    "GENESYS_CLOUD_",
+    "GENESYSCLOUD_",
+    "GENESYS_",
+    "PURECLOUD_",
+    "GC_",
+];
+const PARTS: [&str; 15] = [
+    "REGION",
+    "ENVIRONMENT",
+    "HOST",
+    "CLIENT_ID",
+    "CLIENTID",
+    "CLIENT_CREDENTIALS",
+    "CLIENT_SECRET",
+    "CLIENTSECRET",
+    "OAUTH_CLIENT_ID",
+    "OAUTH_CLIENT_SECRET",
+    "OAUTHCLIENT_ID",
+    "OAUTHCLIENT_SECRET",
+    "ACCESS_TOKEN",
+    "TOKEN",
+    "SECRET",
+];
 
 /// A variable of the environment.
 pub(crate) fn variable(name: &str) -> Result<Option<String>> {
@@ -110,6 +137,26 @@ pub(crate) fn variable(name: &str) -> Result<Option<String>> {
         Err(std::env::VarError::NotPresent) => Ok(None),
         Err(std::env::VarError::NotUnicode(_)) => Err(Error::config(name, "is not UTF-8")),
     }
+}
+
+/// The error for variables that are not set; `unread` are set, under names that are not read.
+fn incomplete(missing: &[&str], family: &[&str], unread: &[String]) -> Error {
+    let verb = if missing.len() == 1 { "is" } else { "are" };
+    let mut text = format!(
+        "missing required environment variables: {} {verb} not set; set all of {}",
+        missing.join(", "),
+        family.join(", ")
+    );
+    if !unread.is_empty() {
+        let (found, verb) = (
+            unread.join(", "),
+            if unread.len() == 1 { "is" } else { "are" },
+        );
+        text += &format!(" ({found} {verb} set, and not read together with them)");
+    }
+    text += ". The program also takes --credentials FILE or --profile NAME, and \
+             `genesys-attributes sandbox` needs no organization";
+    Error::new(ErrorKind::Config, text)
 }
 
 impl ClientBuilder {
@@ -124,6 +171,7 @@ impl ClientBuilder {
                 timeouts: Timeouts::default(),
                 proxy: ProxyChoice::Environment,
                 root_certificates: None,
+                client_certificate: None,
                 max_idle_connections: 64,
                 max_response_body: 1 << 20,
                 user_agent: concat!("genesys-attributes/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -162,12 +210,14 @@ impl ClientBuilder {
     /// 2. else `GENESYSCLOUD_REGION` with `GENESYSCLOUD_ACCESS_TOKEN`, or with
     ///    `GENESYSCLOUD_OAUTHCLIENT_ID` and `GENESYSCLOUD_OAUTHCLIENT_SECRET`.
     ///
-    /// `GENESYS_CLOUD_BASE_URL` goes with both, for a sandbox or gateway; the region may then be
-    /// left out. An empty variable counts as one that is not set.
+    /// `GENESYS_CLOUD_BASE_URL` goes with both, for a sandbox or gateway, and so does
+    /// `GENESYS_CLOUD_LOGIN_URL` where that logs in at another address; the region may be left out
+    /// where a base URL is given. An empty variable counts as one that is not set.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`], naming the variable that is missing or wrong.
+    /// [`ErrorKind::Config`], naming every variable that is missing, those that are set under names
+    /// that are not read, or the variable that is wrong.
     ///
     /// ```no_run
     /// use genesys_attributes::{ClientBuilder, RateLimit};
@@ -200,23 +250,6 @@ impl ClientBuilder {
         lookup: impl Fn(&str) -> Result<Option<String>>,
     ) -> Result<ClientBuilder> {
         let get = |name: &str| lookup(name).map(|value| value.filter(|v| !v.trim().is_empty()));
-        let base = get(BASE_URL)?;
-        let missing = |name: &str, family: &[&str]| {
-            Error::new(
-                ErrorKind::Config,
-                format!(
-                    "missing required environment variables: {name} is not set; set all of {}",
-                    family.join(", ")
-                ),
-            )
-        };
-        let region = |name: &str, family: &[&str]| match get(name)? {
-            Some(text) => Region::parse(&text)
-                .map(Some)
-                .map_err(|e| Error::config(name, e)),
-            None if base.is_some() => Ok(None),
-            None => Err(missing(name, family)),
-        };
         let any = |names: &[&str]| -> Result<bool> {
             for name in names {
                 if get(name)?.is_some() {
@@ -225,30 +258,50 @@ impl ClientBuilder {
             }
             Ok(false)
         };
-        let (region, credentials) = if any(&CURRENT)? || !any(&OFFICIAL)? {
-            let [region_name, id, secret] = CURRENT;
-            let require = |name| get(name)?.ok_or_else(|| missing(name, &CURRENT));
-            (
-                region(region_name, &CURRENT)?,
-                Credentials::new(require(id)?, require(secret)?),
-            )
-        } else {
-            let [region_name, id, secret, token] = OFFICIAL;
-            let family = [region_name, id, secret];
-            let require = |name| get(name)?.ok_or_else(|| missing(name, &family));
-            let region = region(region_name, &family)?;
-            match get(token)? {
-                Some(token) => (region, Credentials::access_token(token)),
-                None => (region, Credentials::new(require(id)?, require(secret)?)),
+        let [_, _, _, token_name] = OFFICIAL;
+        let is_official = !any(&CURRENT)? && any(&OFFICIAL)?;
+        let family = match is_official {
+            true => [OFFICIAL[0], OFFICIAL[1], OFFICIAL[2]],
+            false => CURRENT,
+        };
+        let [region_name, id_name, secret_name] = family;
+        let base = get(BASE_URL)?;
+        let region = get(region_name)?;
+        let token = if is_official { get(token_name)? } else { None };
+        let (id, secret) = (get(id_name)?, get(secret_name)?);
+        let missing = [
+            (region.is_none() && base.is_none()).then_some(region_name),
+            (id.is_none() && token.is_none()).then_some(id_name),
+            (secret.is_none() && token.is_none()).then_some(secret_name),
+        ];
+        let missing = Vec::from_iter(missing.into_iter().flatten());
+        let credentials = match (id, secret, token) {
+            (_, _, Some(token)) if missing.is_empty() => Credentials::access_token(token),
+            (Some(id), Some(secret), None) if missing.is_empty() => Credentials::new(id, secret),
+            _ => {
+                let mut unread = Vec::new();
+                for name in FAMILIES
+                    .iter()
+                    .flat_map(|f| PARTS.map(|part| [*f, part].concat()))
+                {
+                    if !family.contains(&name.as_str()) && get(&name)?.is_some() {
+                        unread.push(name);
+                    }
+                }
+                return Err(incomplete(&missing, &family, &unread));
             }
         };
+        let region = region.map(|text| Region::parse(&text)).transpose();
+        let region = region.map_err(|e| Error::config(region_name, e))?;
         let mut builder = ClientBuilder::new(region, credentials);
         builder.base_url = base;
+        builder.login_url = get(LOGIN_URL)?;
         Ok(builder)
     }
 
     /// Sends API and login requests to this address instead of the region's: a sandbox, a test
-    /// server or a gateway. A path in it is kept.
+    /// server or a gateway. A path in it is kept. Where it is the API's address of a known region,
+    /// logins go to that region's own address.
     pub fn base_url(mut self, url: impl Into<String>) -> ClientBuilder {
         self.base_url = Some(url.into());
         self
@@ -390,7 +443,8 @@ impl ClientBuilder {
 
     /// Sends requests to other than loopback hosts through this proxy, such as
     /// `http://user:password@proxy:8080`. Default: what `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY`
-    /// and `NO_PROXY` say.
+    /// and `NO_PROXY` say, or else what the platform's Terraform provider reads:
+    /// `GENESYSCLOUD_PROXY_HOST`, `_PORT`, `_PROTOCOL`, `_AUTH_USERNAME`, `_AUTH_PASSWORD`.
     pub fn proxy(mut self, url: impl Into<String>) -> ClientBuilder {
         self.transport_options.proxy = ProxyChoice::Url(Secret::new(url));
         self
@@ -413,6 +467,26 @@ impl ClientBuilder {
     /// ```
     pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> ClientBuilder {
         self.transport_options.root_certificates = Some(pem.into());
+        self
+    }
+
+    /// Shows this certificate to servers that ask for one: PEM text of the certificate, with those
+    /// between it and its authority behind it, and of its key without a passphrase. Needs the
+    /// feature `client-certificate`.
+    ///
+    /// ```no_run
+    /// # use genesys_attributes::{Client, Credentials, Region};
+    /// let builder = Client::builder(Region::parse("eu-west-1")?, Credentials::new("id", "secret"))
+    ///     .client_certificate(std::fs::read("client.pem")?, std::fs::read("client.key")?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn client_certificate(
+        mut self,
+        certificate_pem: impl Into<Vec<u8>>,
+        key_pem: impl Into<Vec<u8>>,
+    ) -> ClientBuilder {
+        let pair = (certificate_pem.into(), key_pem.into());
+        self.transport_options.client_certificate = Some(pair);
         self
     }
 
@@ -509,7 +583,12 @@ impl ClientBuilder {
         }
 
         let api_url = self.address("base_url", &self.base_url, Region::api_url)?;
-        let login = self.login_url.as_ref().or(self.base_url.as_ref()).cloned();
+        let of_base = || {
+            let base = self.base_url.as_ref()?;
+            let region = Region::of_api(base.trim());
+            Some(region.map_or_else(|| base.clone(), |region| region.login_url()))
+        };
+        let login = self.login_url.clone().or_else(of_base);
         let login_url = self.address("login_url", &login, Region::login_url)?;
         let transport = match self.transport {
             Some(transport) => transport,

@@ -3,14 +3,14 @@
 
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::{self, Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-use crate::client::builder::{BASE_URL, ClientBuilder, Names, variable};
+use crate::client::builder::{BASE_URL, ClientBuilder, LOGIN_URL, Names, variable};
 use crate::error::secret::Secret;
 use crate::error::{Error, ErrorKind, Result, clip};
 use crate::http::Timeouts;
@@ -48,6 +48,7 @@ use crate::values::schema::Schema;
 /// | `secureValuesInEvents` | `true` or `false` |
 /// | `proxy` | URL, or `false` for none whatever the environment says |
 /// | `rootCertificatesFile`, `rootCertificates` | a PEM file, or PEM text; not both |
+/// | `clientCertificateFile`, `clientKeyFile` | PEM files of a client certificate and its key; both or none |
 /// | `maxIdleConnections` | connections |
 /// | `maxResponseBody` | bytes |
 /// | `userAgent` | text |
@@ -60,8 +61,8 @@ use crate::values::schema::Schema;
 /// # Region and credentials
 ///
 /// Where none of `region`, `clientId`, `clientSecret` and `accessToken` is given, all of them come
-/// from the environment, as in [`ClientBuilder::from_env`]; a `baseUrl` then comes before
-/// `GENESYS_CLOUD_BASE_URL`. Where one of the four is given, none of them and no address is taken
+/// from the environment, as in [`ClientBuilder::from_env`]; a `baseUrl` then takes the place of
+/// `GENESYS_CLOUD_BASE_URL` and `GENESYS_CLOUD_LOGIN_URL`. Where one of the four is given, none of them and no address is taken
 /// from the environment: `clientId` and `clientSecret`, or `accessToken`, are then required, and
 /// `region` or `baseUrl`.
 ///
@@ -107,6 +108,7 @@ pub struct Settings {
     secure_values_in_events: Option<bool>,
     proxy: Option<Proxy>,
     root_certificates: Option<Roots>,
+    client_certificate: Option<[PathBuf; 2]>,
     max_idle_connections: Option<usize>,
     max_response_body: Option<usize>,
     user_agent: Option<String>,
@@ -135,6 +137,8 @@ const NAMES: Names = &[
     ),
     ("validation_limits.body_bytes", "validationLimits.bodyBytes"),
     ("root_certificates", "rootCertificates"),
+    ("client_certificate", "clientCertificateFile"),
+    ("client_key", "clientKeyFile"),
     ("max_response_body", "maxResponseBody"),
     ("user_agent", "userAgent"),
 ];
@@ -242,6 +246,25 @@ impl Settings {
         }
         let proxy = proxy_of(&mut all)?;
         let root_certificates = roots_of(&mut all)?;
+        let client_certificate = match (
+            all.text("clientCertificateFile")?,
+            all.text("clientKeyFile")?,
+        ) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some([certificate.into(), key.into()]),
+            (Some(_), None) => {
+                return Err(wrong(
+                    "clientKeyFile",
+                    "goes with clientCertificateFile: give it",
+                ));
+            }
+            (None, Some(_)) => {
+                return Err(wrong(
+                    "clientCertificateFile",
+                    "goes with clientKeyFile: give it",
+                ));
+            }
+        };
         let settings = Settings {
             region: all.text("region")?,
             client_id: all.text("clientId")?,
@@ -262,6 +285,7 @@ impl Settings {
             secure_values_in_events: all.flag("secureValuesInEvents")?,
             proxy,
             root_certificates,
+            client_certificate,
             max_idle_connections: all.whole("maxIdleConnections")?,
             max_response_body: all.whole("maxResponseBody")?,
             user_agent: all.text("userAgent")?,
@@ -349,6 +373,12 @@ impl Settings {
             None => builder,
             Some(roots) => builder.root_certificates(roots.pem()?),
         };
+        if let Some([certificate, key]) = self.client_certificate {
+            builder = builder.client_certificate(
+                bytes_of("clientCertificateFile", &certificate)?,
+                bytes_of("clientKeyFile", &key)?,
+            );
+        }
         if let Some(connections) = self.max_idle_connections {
             builder = builder.max_idle_connections(connections);
         }
@@ -412,6 +442,8 @@ impl Settings {
             (None, None, None) if region.is_none() => {
                 return ClientBuilder::from_variables(|name| match (name, &base_url) {
                     (BASE_URL, Some(url)) => Ok(Some(url.clone())),
+                    // It belongs to the base URL of the environment.
+                    (LOGIN_URL, Some(_)) => Ok(None),
                     _ => lookup(name),
                 });
             }
@@ -555,6 +587,16 @@ impl Roots {
 
 fn wrong(field: &str, problem: impl fmt::Display) -> Error {
     Error::config(field, problem)
+}
+
+fn bytes_of(field: &str, path: &Path) -> Result<Vec<u8>> {
+    let problem = |e| {
+        wrong(
+            field,
+            format_args!("{} cannot be read: {e}", path.display()),
+        )
+    };
+    fs::read(path).map_err(problem)
 }
 
 fn set<T>(place: &mut T, given: Option<T>) {

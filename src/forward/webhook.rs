@@ -81,6 +81,7 @@ impl Webhook {
             timeouts: Timeouts::default(),
             proxy: ProxyChoice::Environment,
             root_certificates: None,
+            client_certificate: None,
             max_idle_connections: 4,
             max_response_body: 1 << 16,
             user_agent: concat!("genesys-attributes/", env!("CARGO_PKG_VERSION")).to_owned(),

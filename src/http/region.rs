@@ -4,7 +4,9 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::error::text::did_you_mean;
 use crate::error::{Error, ErrorKind, Result, clip, one_line};
+use crate::http::address::host_of;
 
 /// AWS region and domain, as in the official JavaScript SDK, CLI and Terraform provider.
 const TABLE: [(&str, &str); 18] = [
@@ -44,15 +46,22 @@ pub struct Region {
 }
 
 impl Region {
-    /// Finds a region by its AWS name (`eu-west-1` or `eu_west_1`) or its domain
-    /// (`mypurecloud.ie`), in any case.
+    /// Finds a region by its AWS name (`eu-west-1` or `eu_west_1`), its domain (`mypurecloud.ie`)
+    /// or the address of one of its hosts (`https://api.mypurecloud.ie`, `login.…`, `apps.…`), in
+    /// any case.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] for any other text, listing the choices. A domain that is not in the
+    /// [`ErrorKind::Config`] for any other text, with the name that was probably meant and all
+    /// choices. A domain that is not in the
     /// table is made with [`Region::custom`].
     pub fn parse(name: &str) -> Result<Region> {
         let wanted = name.trim().to_ascii_lowercase();
+        let wanted = host_of(&wanted).trim_end_matches('.');
+        let host = ["api.", "apps.", "login."]
+            .iter()
+            .find_map(|label| wanted.strip_prefix(label));
+        let wanted = host.unwrap_or(wanted);
         let as_aws = wanted.replace('_', "-");
         for (aws, domain) in TABLE {
             if as_aws == aws || wanted == domain {
@@ -61,6 +70,7 @@ impl Region {
                 });
             }
         }
+        let names = Vec::from_iter(TABLE.iter().flat_map(|(aws, domain)| [*aws, *domain]));
         let choices: Vec<String> = TABLE
             .iter()
             .map(|(aws, domain)| format!("{aws} ({domain})"))
@@ -68,11 +78,21 @@ impl Region {
         Err(Error::new(
             ErrorKind::Config,
             format!(
-                "unknown region {:?}: use one of {}",
+                "unknown region {:?}{}: use one of {}",
                 one_line(&clip(name, 80)),
+                did_you_mean(wanted, &names),
                 choices.join(", ")
             ),
         ))
+    }
+
+    /// The region whose API has this address.
+    pub(crate) fn of_api(url: &str) -> Option<Region> {
+        let host = host_of(url).to_ascii_lowercase();
+        let domain = host.strip_prefix("api.")?;
+        Region::parse(domain)
+            .ok()
+            .filter(|region| region.domain == domain)
     }
 
     /// A region of a domain that is not in the table: its API is expected at
@@ -154,11 +174,26 @@ mod tests {
                 domain.to_owned(),
                 domain.to_ascii_uppercase(),
                 format!(" {aws} "),
+                format!("https://api.{domain}"),
+                format!("https://API.{domain}/api/v2"),
+                format!("http://login.{domain}:443/"),
+                format!("apps.{domain}"),
+                format!("login.{domain}."),
             ] {
                 let region = Region::parse(&name).unwrap();
                 assert_eq!(region.domain(), domain, "{name}");
                 assert_eq!(region.api_url(), format!("https://api.{domain}"));
                 assert_eq!(region.login_url(), format!("https://login.{domain}"));
+            }
+            let found = Region::of_api(&format!("https://api.{domain}/")).unwrap();
+            assert_eq!(found.domain(), domain);
+            for other in [
+                format!("https://{domain}"),
+                format!("https://login.{domain}"),
+                format!("https://api.api.{domain}"),
+                format!("https://api.{domain}.example"),
+            ] {
+                assert_eq!(Region::of_api(&other), None, "{other}");
             }
         }
         assert_eq!(Region::known().count(), 18);
@@ -166,10 +201,22 @@ mod tests {
 
     #[test]
     fn region_unknown_names_choices() {
-        for name in ["", "eu-west-9", "api.mypurecloud.com", "mars\n1"] {
+        for (name, meant) in [
+            ("", None),
+            ("eu-west-9", Some("eu-west-1")),
+            ("EU_WETS_1", Some("eu-west-1")),
+            ("https://api.mypurecloud.it", Some("mypurecloud.ie")),
+            ("login.mypurecluod.de/", Some("mypurecloud.de")),
+            ("mars\n1", None),
+            ("api.example.org", None),
+        ] {
             let error = Region::parse(name).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);
-            assert!(error.to_string().contains("eu-west-1 (mypurecloud.ie)"));
+            let text = error.to_string();
+            assert!(text.contains("eu-west-1 (mypurecloud.ie)"), "{text}");
+            let hint = meant.map(|meant| format!("(did you mean {meant:?}?)"));
+            assert_eq!(text.contains("did you mean"), hint.is_some(), "{text}");
+            assert!(hint.is_none_or(|hint| text.contains(&hint)), "{text}");
         }
     }
 

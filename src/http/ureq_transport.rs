@@ -14,7 +14,8 @@ use crate::http::{Body, KEPT, Method, Request, Response, Timeouts, Transport, Tr
 /// Which proxy the built-in transport uses.
 #[derive(Clone, Default)]
 pub(crate) enum ProxyChoice {
-    /// What `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
+    /// What `ALL_PROXY`, `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say, or else the variables of
+    /// the platform's Terraform provider.
     #[default]
     Environment,
     None,
@@ -28,6 +29,8 @@ pub(crate) struct TransportOptions {
     pub(crate) timeouts: Timeouts,
     pub(crate) proxy: ProxyChoice,
     pub(crate) root_certificates: Option<Vec<u8>>,
+    /// PEM text of a certificate chain, and of its key.
+    pub(crate) client_certificate: Option<(Vec<u8>, Vec<u8>)>,
     pub(crate) max_idle_connections: usize,
     pub(crate) max_response_body: usize,
     pub(crate) user_agent: String,
@@ -45,7 +48,10 @@ pub(crate) struct UreqTransport {
 impl UreqTransport {
     pub(crate) fn new(options: &TransportOptions) -> Result<UreqTransport> {
         let proxy = match &options.proxy {
-            ProxyChoice::Environment => ureq::Proxy::try_from_env(),
+            ProxyChoice::Environment => match ureq::Proxy::try_from_env() {
+                Some(proxy) => Some(proxy),
+                None => terraform_proxy()?,
+            },
             ProxyChoice::None => None,
             // The error would quote the URL, which may hold a password.
             ProxyChoice::Url(url) => Some(ureq::Proxy::new(url.expose()).map_err(|_| {
@@ -83,11 +89,13 @@ impl UreqTransport {
             body,
         } = options.timeouts;
         #[cfg(feature = "rustls")]
-        let tls = match &options.root_certificates {
-            None => ureq::tls::TlsConfig::default(),
-            Some(pem) => ureq::tls::TlsConfig::builder()
-                .root_certs(certificates(pem)?)
-                .build(),
+        let tls = {
+            let mut tls = ureq::tls::TlsConfig::builder();
+            if let Some(pem) = &options.root_certificates {
+                let roots = certificates("root_certificates", pem)?;
+                tls = tls.root_certs(ureq::tls::RootCerts::from(roots.into_iter()));
+            }
+            tls.client_cert(client_certificate(options)?).build()
         };
         let agent_with = |proxy| {
             let config = ureq::Agent::config_builder()
@@ -122,8 +130,40 @@ impl UreqTransport {
     }
 }
 
+/// The proxy of the variables that the platform's Terraform provider reads.
+fn terraform_proxy() -> Result<Option<ureq::Proxy>> {
+    let get = |name: &str| {
+        let value = std::env::var(name).ok();
+        value.filter(|value| !value.trim().is_empty())
+    };
+    let Some(host) = get("GENESYSCLOUD_PROXY_HOST") else {
+        return Ok(None);
+    };
+    let wrong = |name, problem| Error::config(name, problem);
+    let protocol = get("GENESYSCLOUD_PROXY_PROTOCOL").unwrap_or_else(|| "http".to_owned());
+    let protocol = ureq::ProxyProtocol::try_from(protocol.trim())
+        .map_err(|_| wrong("GENESYSCLOUD_PROXY_PROTOCOL", "must be http or https"))?;
+    let mut proxy = ureq::Proxy::builder(protocol).host(host.trim());
+    if let Some(port) = get("GENESYSCLOUD_PROXY_PORT") {
+        let port = port.trim().parse();
+        proxy = proxy.port(port.map_err(|_| wrong("GENESYSCLOUD_PROXY_PORT", "must be a port"))?);
+    }
+    if let Some(name) = get("GENESYSCLOUD_PROXY_AUTH_USERNAME") {
+        let password = get("GENESYSCLOUD_PROXY_AUTH_PASSWORD").unwrap_or_default();
+        proxy = proxy.username(&name).password(&password);
+    }
+    for hosts in [get("NO_PROXY"), get("no_proxy")].into_iter().flatten() {
+        for host in hosts.split(',') {
+            proxy = proxy.no_proxy(host.trim());
+        }
+    }
+    let proxy = proxy.build();
+    let proxy = proxy.map_err(|_| wrong("GENESYSCLOUD_PROXY_HOST", "must be a host name"))?;
+    Ok(Some(proxy))
+}
+
 #[cfg(feature = "rustls")]
-fn certificates(pem: &[u8]) -> Result<ureq::tls::RootCerts> {
+fn certificates(name: &str, pem: &[u8]) -> Result<Vec<ureq::tls::Certificate<'static>>> {
     use ureq::tls::{PemItem, parse_pem};
 
     let mut found = Vec::new();
@@ -135,27 +175,72 @@ fn certificates(pem: &[u8]) -> Result<ureq::tls::RootCerts> {
             // ureq would leave it out in silence, and then trust nobody.
             Ok(PemItem::Certificate(_)) => {
                 return Err(Error::config(
-                    "root_certificates",
+                    name,
                     "a certificate in the PEM text is damaged or cut short",
                 ));
             }
             Ok(_) => {}
             Err(e) => {
-                return Err(
-                    Error::config("root_certificates", "the PEM text cannot be read")
-                        .with_source(e),
-                );
+                return Err(Error::config(name, "the PEM text cannot be read").with_source(e));
             }
         }
     }
     if found.is_empty() {
         return Err(Error::config(
-            "root_certificates",
+            name,
             "no certificate found: give PEM text with at least one \
              \"-----BEGIN CERTIFICATE-----\" block",
         ));
     }
-    Ok(ureq::tls::RootCerts::from(found.into_iter()))
+    Ok(found)
+}
+
+/// The client certificate with its key, once they are known to belong together: ureq would panic.
+#[cfg(feature = "client-certificate")]
+fn client_certificate(options: &TransportOptions) -> Result<Option<ureq::tls::ClientCert>> {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+    let Some((chain, key)) = &options.client_certificate else {
+        return Ok(None);
+    };
+    let chain = certificates("client_certificate", chain)?;
+    let no_key = |_| {
+        Error::config(
+            "client_key",
+            "no key found: give PEM text with one \"-----BEGIN PRIVATE KEY-----\" block, without \
+             a passphrase",
+        )
+    };
+    let key = ureq::tls::PrivateKey::from_pem(key).map_err(no_key)?;
+    let ders = chain
+        .iter()
+        .map(|one| CertificateDer::from(one.der().to_vec()));
+    let der = PrivateKeyDer::try_from(key.der().to_vec());
+    let der = der.map_err(|_| Error::config("client_key", "the key is damaged or cut short"))?;
+    let provider = rustls::crypto::ring::default_provider();
+    match rustls::sign::CertifiedKey::from_der(ders.collect(), der, &provider) {
+        Ok(_) => Ok(Some(ureq::tls::ClientCert::new_with_certs(&chain, key))),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(Error::config(
+            "client_key",
+            "is not the key of the first certificate in client_certificate",
+        )),
+        Err(rustls::Error::InvalidCertificate(_)) => Err(Error::config(
+            "client_certificate",
+            "the first certificate cannot be used",
+        )),
+        Err(_) => Err(Error::config("client_key", "the key cannot be used")),
+    }
+}
+
+#[cfg(all(feature = "rustls", not(feature = "client-certificate")))]
+fn client_certificate(options: &TransportOptions) -> Result<Option<ureq::tls::ClientCert>> {
+    match options.client_certificate {
+        Some(_) => Err(Error::config(
+            "client_certificate",
+            "needs the feature \"client-certificate\" of this library",
+        )),
+        None => Ok(None),
+    }
 }
 
 /// Whether these bytes are framed as a certificate is: one DER sequence, and nothing after it.
@@ -298,6 +383,16 @@ fn failed(error: ureq::Error, url: &str, proxied: bool) -> TransportError {
     use std::io::ErrorKind as Io;
 
     let host = host_and_port(url);
+    if let Some(alert) = alert(&error) {
+        let message = format!(
+            "{host} refused the TLS connection ({alert}): if it asks for a client certificate, see \
+             client_certificate"
+        );
+        return TransportError::new(
+            Error::new(ErrorKind::Connect, message).with_transient(false),
+            Sent::No,
+        );
+    }
     if let Some(what) = untrusted(&error) {
         let message =
             format!("the TLS connection to {host} is not trusted ({what}): see root_certificates");
@@ -386,6 +481,25 @@ fn unresolved(host: &str) -> (ErrorKind, Sent, String) {
         Sent::No,
         format!("the name of {host} does not resolve: check the region or base URL, and DNS"),
     )
+}
+
+/// The alert with which a server refuses a client for its certificate. It reads no request then.
+fn alert(error: &ureq::Error) -> Option<String> {
+    let text = match error {
+        ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => e.to_string(),
+        #[cfg(feature = "rustls")]
+        ureq::Error::Rustls(e) => e.to_string(),
+        _ => return None,
+    };
+    let alert = text.strip_prefix("received fatal alert: ")?;
+    let of_certificate = [
+        "Certificate",
+        "UnknownCA",
+        "HandshakeFailure",
+        "AccessDenied",
+    ];
+    let is_told = of_certificate.iter().any(|name| alert.contains(name));
+    is_told.then(|| alert.to_owned())
 }
 
 /// What is wrong with the server's certificate, if that is what stopped the handshake. Nothing of

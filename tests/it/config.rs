@@ -218,8 +218,21 @@ fn environment_families_are_never_mixed() {
 #[test]
 fn environment_missing_or_wrong_variable_is_named() {
     for (name, variables, missing) in [
-        ("nothing", vec![], "GENESYS_CLOUD_REGION"),
-        ("only an address", vec![BASE], "GENESYS_CLOUD_CLIENT_ID"),
+        (
+            "nothing",
+            vec![],
+            "GENESYS_CLOUD_REGION, GENESYS_CLOUD_CLIENT_ID, GENESYS_CLOUD_CLIENT_SECRET",
+        ),
+        (
+            "only an address",
+            vec![BASE],
+            "GENESYS_CLOUD_CLIENT_ID, GENESYS_CLOUD_CLIENT_SECRET",
+        ),
+        (
+            "half of the official ones",
+            and(&OFFICIAL[..1], &[]),
+            "GENESYSCLOUD_OAUTHCLIENT_ID, GENESYSCLOUD_OAUTHCLIENT_SECRET",
+        ),
         ("no region", and(&CLOUD[1..], &[]), "GENESYS_CLOUD_REGION"),
         ("no id", vec![CLOUD[0], CLOUD[2]], "GENESYS_CLOUD_CLIENT_ID"),
         (
@@ -256,12 +269,12 @@ fn environment_missing_or_wrong_variable_is_named() {
         (
             "a mixture",
             and(&OFFICIAL, &CLOUD[..1]),
-            "GENESYS_CLOUD_CLIENT_ID",
+            "GENESYS_CLOUD_CLIENT_ID, GENESYS_CLOUD_CLIENT_SECRET",
         ),
         (
             "a mixture",
             and(&OFFICIAL, &CLOUD[1..2]),
-            "GENESYS_CLOUD_REGION",
+            "GENESYS_CLOUD_REGION, GENESYS_CLOUD_CLIENT_SECRET",
         ),
         (
             "a mixture",
@@ -271,7 +284,7 @@ fn environment_missing_or_wrong_variable_is_named() {
         (
             "a mixture with a token",
             vec![OFFICIAL[0], TOKEN, CLOUD[0]],
-            "GENESYS_CLOUD_CLIENT_ID",
+            "GENESYS_CLOUD_CLIENT_ID, GENESYS_CLOUD_CLIENT_SECRET",
         ),
         (
             "an unknown region",
@@ -295,10 +308,96 @@ fn environment_missing_or_wrong_variable_is_named() {
         let start = if name.starts_with("an unknown") {
             format!("{missing}: ")
         } else {
-            format!("missing required environment variables: {missing} is not set; set all of ")
+            let verb = if missing.contains(',') { "are" } else { "is" };
+            format!("missing required environment variables: {missing} {verb} not set; set all of ")
         };
+        if !name.starts_with("an unknown") {
+            says(&error, &["--credentials", "--profile", "sandbox"]);
+        }
         assert!(error.to_string().starts_with(&start), "{name}: {error}");
         assert!(!error.to_string().contains("-secret"), "{error}");
+    }
+}
+
+#[test]
+fn environment_names_of_other_tools_are_told() {
+    for (variables, found) in [
+        (
+            vec![("PURECLOUD_CLIENT_ID", "x-secret")],
+            "(PURECLOUD_CLIENT_ID is set,",
+        ),
+        (
+            vec![
+                CLOUD[1],
+                CLOUD[2],
+                ("GENESYS_CLOUD_ENVIRONMENT", "mypurecloud.ie"),
+            ],
+            "(GENESYS_CLOUD_ENVIRONMENT is set,",
+        ),
+        (
+            vec![
+                ("GENESYSCLOUD_CLIENT_ID", "x"),
+                ("GENESYS_CLIENT_SECRET", "x-secret"),
+            ],
+            "(GENESYSCLOUD_CLIENT_ID, GENESYS_CLIENT_SECRET are set,",
+        ),
+        (
+            and(&OFFICIAL, &CLOUD[..1]),
+            "(GENESYSCLOUD_REGION, GENESYSCLOUD_OAUTHCLIENT_ID, GENESYSCLOUD_OAUTHCLIENT_SECRET are set,",
+        ),
+    ] {
+        let error = from(&variables).unwrap_err();
+        says(&error, &[found]);
+        assert!(!error.to_string().contains("-secret"), "{error}");
+    }
+    // A whole family is enough, whatever else is set.
+    let all = and(&CLOUD, &[("PURECLOUD_CLIENT_ID", "x")]);
+    assert!(from(&all).is_ok());
+}
+
+#[test]
+fn environment_logs_in_where_the_address_or_its_variable_says() {
+    const LOGIN: (&str, &str) = ("GENESYS_CLOUD_LOGIN_URL", "http://127.0.0.1:8081/login/");
+    let base = |url: &'static str| ("GENESYS_CLOUD_BASE_URL", url);
+    let (ireland, sydney) = (
+        "https://api.mypurecloud.ie",
+        "https://API.mypurecloud.com.au/",
+    );
+    for (variables, login, api) in [
+        (
+            vec![base(ireland)],
+            "https://login.mypurecloud.ie/oauth/token",
+            ireland,
+        ),
+        (
+            vec![base(sydney)],
+            "https://login.mypurecloud.com.au/oauth/token",
+            "https://API.mypurecloud.com.au",
+        ),
+        (
+            vec![base("https://api.gateway.example")],
+            "https://api.gateway.example/oauth/token",
+            "https://api.gateway.example",
+        ),
+        (
+            vec![BASE, LOGIN],
+            "http://127.0.0.1:8081/login/oauth/token",
+            "http://127.0.0.1:8080/gw",
+        ),
+        (
+            vec![base(ireland), LOGIN],
+            "http://127.0.0.1:8081/login/oauth/token",
+            ireland,
+        ),
+    ] {
+        let builder = from(&and(&CLOUD[1..], &variables)).unwrap();
+        let requests = requests_of(builder).unwrap();
+        assert_eq!(requests[0].path, login);
+        assert!(
+            requests[1].path.starts_with(&format!("{api}/api/v2/")),
+            "{}",
+            requests[1].path
+        );
     }
 }
 
@@ -330,8 +429,8 @@ fn region_unknown_lists_known_ones() {
         "",
         "eu-west-9",
         "mypurecloud",
-        "api.mypurecloud.com",
-        "https://mypurecloud.com",
+        "api.mypurecloud.co",
+        "https://mypurecloud.com.example",
     ] {
         let error = Region::parse(name).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);

@@ -148,8 +148,8 @@ fn dry_run_and_diff_show_what_would_change_and_write_nothing() {
     let folder = Folder::new("diff");
     let input = folder.file(
         "in",
-        "{\"conversationId\":\"c\",\"attributes\":{\"tier\":\"silver\"}}\n\
-         {\"conversationId\":\"c\",\"attributes\":{\"tier\":\"gold\"}}\nnope\n",
+        "{\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"tier\":\"silver\"}}\n\
+         {\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"tier\":\"gold\"}}\nnope\n",
     );
     let ended = run(program(&server)
         .args(["batch", "--diff", "--json"])
@@ -336,13 +336,17 @@ fn line_that_is_corrected_into_another_shard_is_run_there() {
     // By its number of part 2; by their conversations of parts 3 and 3.
     write([
         "no JSON\n",
-        "{\"conversationId\":\"c-1\"}\n",
-        "{\"conversationId\":\"c-2\",\"unknown\":1}\n",
+        "{\"conversationId\":\"c-1\",\"target\":\"conversation\"}\n",
+        "{\"conversationId\":\"c-2\",\"target\":\"conversation\",\"unknown\":1}\n",
     ]);
     assert_eq!(codes(false), [0, 1, 1]);
     // The first is of part 1 now, and still wrong; the second stays; the third is of part 2.
     let (one, three) = (line("c-1", 100), line("c-3", 100));
-    write(["{\"conversationId\":\"c-0\",\"unknown\":1}\n", &one, &three]);
+    write([
+        "{\"conversationId\":\"c-0\",\"target\":\"conversation\",\"unknown\":1}\n",
+        &one,
+        &three,
+    ]);
     assert_eq!(codes(false), [1, 0, 2]);
     assert_eq!(codes(true), [1, 0, 0]);
     // And back.
@@ -552,7 +556,7 @@ fn dry_run_checks_what_the_update_checks() {
         assert_ne!(ended.code, 0, "{words:?}: {}", ended.out);
         assert!(!ended.out.contains("wouldChange"), "{words:?}");
     }
-    let text = "{\"conversationId\":\"c\",\"attributes\":{\"k\":\"2\"},\"ifVersion\":\"77\"}\n";
+    let text = "{\"conversationId\":\"c\",\"target\":\"conversation\",\"attributes\":{\"k\":\"2\"},\"ifVersion\":\"77\"}\n";
     let input = folder.file("in", text);
     let mut command = program(&server);
     command

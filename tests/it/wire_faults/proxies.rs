@@ -124,7 +124,13 @@ fn environment_proxy_is_used_except_for_loopback() {
         }
         return;
     }
-    for variable in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "http_proxy"] {
+    for variable in [
+        "ALL_PROXY",
+        "HTTPS_PROXY",
+        "HTTP_PROXY",
+        "http_proxy",
+        "GENESYSCLOUD_PROXY",
+    ] {
         eprintln!("{variable}");
         let served = then(&[&read_ok(), &write_ok(), &kept()]);
         let proxy = Wire::start(scripts![tunnel(&served)]);
@@ -142,11 +148,18 @@ fn environment_proxy_is_used_except_for_loopback() {
                 child.env_remove(name);
             }
         }
-        let child = child
-            .env(variable, proxy.url())
-            .env(CHILD, api.url())
-            .output()
-            .unwrap();
+        let url = proxy.url();
+        if variable == "GENESYSCLOUD_PROXY" {
+            let (host, port) = url["http://".len()..].split_once(':').unwrap();
+            child
+                .env("GENESYSCLOUD_PROXY_HOST", host)
+                .env("GENESYSCLOUD_PROXY_PORT", port)
+                .env("GENESYSCLOUD_PROXY_AUTH_USERNAME", "a b")
+                .env("GENESYSCLOUD_PROXY_AUTH_PASSWORD", "c:d@e");
+        } else {
+            child.env(variable, &url);
+        }
+        let child = child.env(CHILD, api.url()).output().unwrap();
         let told = String::from_utf8_lossy(&child.stdout).into_owned();
         assert!(child.status.success(), "{told}");
         assert!(told.contains("1 passed"), "{told}");
@@ -155,5 +168,10 @@ fn environment_proxy_is_used_except_for_loopback() {
         api.assert_clean();
         assert_eq!(methods(&proxy.requests), ["CONNECT", "GET", "PATCH"]);
         assert_eq!(methods(&api.requests), ["GET", "PATCH"]);
+        if variable == "GENESYSCLOUD_PROXY" {
+            // `a b:c:d@e`
+            let login = proxy.requests[0].header("proxy-authorization");
+            assert_eq!(login, Some("Basic YSBiOmM6ZEBl"));
+        }
     }
 }

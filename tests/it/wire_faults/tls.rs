@@ -28,6 +28,29 @@ impl Authority {
         versions: &[&'static rustls::SupportedProtocolVersion],
         change: impl FnOnce(&mut rcgen::CertificateParams),
     ) -> rustls::ServerConfig {
+        let verifier = rustls::server::WebPkiClientVerifier::no_client_auth();
+        self.server_asking(name, versions, change, verifier)
+    }
+
+    /// Accepts clients with a certificate of this authority only.
+    #[cfg(feature = "client-certificate")]
+    fn verifier(&self) -> Arc<dyn rustls::server::danger::ClientCertVerifier> {
+        let mut roots = rustls::RootCertStore::empty();
+        let certificate = self.params.self_signed(&self.key).unwrap();
+        roots.add(certificate.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider)
+            .build()
+            .unwrap()
+    }
+
+    fn server_asking(
+        &self,
+        name: &str,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+        change: impl FnOnce(&mut rcgen::CertificateParams),
+        verifier: Arc<dyn rustls::server::danger::ClientCertVerifier>,
+    ) -> rustls::ServerConfig {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
         change(&mut params);
@@ -37,7 +60,7 @@ impl Authority {
         rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
             .with_protocol_versions(versions)
             .unwrap()
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_single_cert(vec![certificate.der().clone()], key)
             .unwrap()
     }
@@ -279,6 +302,66 @@ fn certificate_untrusted_is_final_and_sends_nothing() {
             assert!(server.state.requests.lock().unwrap().is_empty());
         }
     }
+}
+
+#[test]
+#[cfg(feature = "client-certificate")]
+fn client_certificate_is_shown_to_a_server_that_asks_for_one() {
+    let authority = Authority::new();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["client".to_owned()]).unwrap();
+    let issuer = rcgen::Issuer::from_params(&authority.params, &authority.key);
+    let certificate = params.signed_by(&key, &issuer).unwrap().pem();
+    let key = key.serialize_pem();
+    let with = |server: &Https| builder(&server.url()).root_certificates(authority.pem.as_str());
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let asking = || {
+            let verifier = authority.verifier();
+            Https::start(authority.server_asking("localhost", &[version], |_| {}, verifier))
+        };
+        let server = asking();
+        let client = with(&server).client_certificate(certificate.as_str(), key.as_str());
+        let client = client.build().unwrap();
+        assert_eq!(client.update(&update()).unwrap().outcome, Outcome::Applied);
+        drop(client);
+
+        // Without it nothing is sent, and the error says what is missing.
+        let server = asking();
+        let clock = ManualClock::new();
+        let client = with(&server).clock(clock.clone()).build().unwrap();
+        let error = client.update(&direct()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Connect, "{error}");
+        assert!(
+            error.to_string().contains("see client_certificate"),
+            "{error}"
+        );
+        assert!(!error.may_have_applied() && !error.is_transient());
+        assert!(clock.sleeps().is_empty());
+        drop(client);
+        assert!(server.state.requests.lock().unwrap().is_empty());
+    }
+
+    // What does not belong together or is no key is refused before anything is sent.
+    let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    let half = &key[..key.len() / 2];
+    let damaged = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    for (certificate, key, name) in [
+        (certificate.as_str(), other.as_str(), "client_key"),
+        (&certificate, half, "client_key"),
+        (&certificate, damaged, "client_key"),
+        (&certificate, "", "client_key"),
+        (&certificate, &certificate, "client_key"),
+        ("", &key, "client_certificate"),
+        (&key, &key, "client_certificate"),
+    ] {
+        let built = builder("https://localhost:1").client_certificate(certificate, key);
+        let error = built.build().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert!(error.to_string().starts_with(name), "{error}");
+    }
+    let both = format!("{certificate}{key}");
+    let built = builder("https://localhost:1").client_certificate(both.as_str(), both.as_str());
+    assert!(built.build().is_ok());
 }
 
 #[test]
