@@ -575,12 +575,7 @@ impl Roots {
     pub(crate) fn pem(self) -> Result<Vec<u8>> {
         match self {
             Roots::Pem(pem) => Ok(pem.into_bytes()),
-            Roots::File(path) => fs::read(&path).map_err(|e| {
-                wrong(
-                    "rootCertificatesFile",
-                    format_args!("{} cannot be read: {e}", path.display()),
-                )
-            }),
+            Roots::File(path) => bytes_of("rootCertificatesFile", &path),
         }
     }
 }
