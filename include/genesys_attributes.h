@@ -122,13 +122,15 @@ void gca_string_free(char *text);
  * backoffBaseMs, backoffMaxMs}, timeouts {resolveSeconds, connectSeconds, sendSeconds, responseSeconds, bodySeconds},
  * validationLimits {keyLength, stringLength, integerMax, bodyBytes}, schema (an object: rules of your own for keys and
  * values), audit {file, strict, values, secureValues}, metadataSource, endedConversations ("allow", "warn" or "refuse"),
- * secureValuesInEvents, proxy (a URL, or false for none), rootCertificatesFile, rootCertificates (PEM), clientCertificateFile, clientKeyFile,
- * maxIdleConnections, maxResponseBody, userAgent, versionCache, jitterSeed (for tests). Unknown fields are refused.
+ * secureValuesInEvents, proxy (a URL, or false for none), rootCertificatesFile, rootCertificates (PEM),
+ * clientCertificateFile, clientKeyFile, maxIdleConnections, maxResponseBody, userAgent, versionCache, jitterSeed (for
+ * tests), webhook {url, proxy, rootCertificatesFile, rootCertificates, timeouts} (read by the program). Unknown fields are
+ * refused.
  *
  * Where region and credentials are all left out, they come from the environment: GENESYS_CLOUD_REGION,
  * GENESYS_CLOUD_CLIENT_ID and GENESYS_CLOUD_CLIENT_SECRET, or, where none of these is set, GENESYSCLOUD_REGION with
  * GENESYSCLOUD_ACCESS_TOKEN or with GENESYSCLOUD_OAUTHCLIENT_ID and GENESYSCLOUD_OAUTHCLIENT_SECRET; with both goes
- * GENESYS_CLOUD_BASE_URL. NULL is the same as "{}".
+ * GENESYS_CLOUD_BASE_URL, and GENESYS_CLOUD_LOGIN_URL. NULL is the same as "{}".
  *
  * callbacks: read before the function returns, not kept. It, and each callback in it, may be NULL.
  *

@@ -741,6 +741,7 @@ mod tests {
             "on_update" | "transport" | "clock" => return None,
             "rate_limit" => "ratePerMinute".into(),
             "no_proxy" => "proxy".into(),
+            "client_certificate" => "clientCertificateFile".into(),
             "audit" => "audit.file".into(),
             "audit_mode" => "audit.strict".into(),
             "audit_values" => "audit.values".into(),

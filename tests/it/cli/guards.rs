@@ -584,7 +584,6 @@ fn participants_of_a_conversation_are_printed_as_a_table_and_as_json() {
         (&customer["id"], &customer["active"]),
         (&json!("c-1-customer"), &json!(true))
     );
-    assert_eq!(asked("a/b", &[]).code, 1);
 }
 
 #[test]
