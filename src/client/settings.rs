@@ -322,6 +322,7 @@ impl Settings {
     }
 
     /// As [`Settings::builder`], with a sink that gets every audit record beside the file.
+    #[cfg(feature = "capi")]
     pub(crate) fn builder_with_sink(
         self,
         sink: Option<Arc<dyn AuditSink>>,

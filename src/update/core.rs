@@ -202,7 +202,7 @@ impl Core {
     /// Adds to a 404 for a participant's id which participants the conversation has.
     pub(super) fn explained(&self, target: &Target, call: &mut Call<'_>, error: Error) -> Error {
         let by_id = target.participant_selector().and_then(Participant::as_id);
-        if error.http_status() != Some(404) || by_id.is_none() {
+        if error.kind() != ErrorKind::NotFound || by_id.is_none() {
             return error;
         }
         match self.read_conversation(target, call, |read| Ok(target.who_is_there(read))) {

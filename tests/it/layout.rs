@@ -7,7 +7,7 @@ use std::path::Path;
 /// The rooms, each using only those before it.
 const ROOMS: &[&str] = &[
     "error", "util", "http", "values", "report", "session", "store", "update", "client", "batch",
-    "forward", "capi", "cli", "testing",
+    "forward", "testing", "capi", "cli",
 ];
 /// What may also be named by the crate's root: these rooms use the library as a caller does.
 const CALLERS: &[&str] = &["batch", "capi", "cli", "forward", "testing"];
