@@ -849,7 +849,9 @@ impl Schedule {
                 call.panicked = true;
                 call.doubt |= writes;
             });
-            self.truths.borrow_mut()[client].logging_in &= !login;
+            let truth = &mut self.truths.borrow_mut()[client];
+            truth.logging_in &= !login;
+            truth.transport_errors += 1;
             resume_unwind(Box::new("on purpose"));
         }
         let result: Result<Answer, TransportError> = if fate == Fate::NotSent {

@@ -16,7 +16,8 @@ use genesys_attributes::clock::ManualClock;
 use genesys_attributes::error::Sent;
 use genesys_attributes::http::{Method, Request, Response, TransportError};
 use genesys_attributes::{
-    Client, ClientBuilder, Credentials, Error, ErrorKind, Outcome, RateLimit, Region, Update,
+    Client, ClientBuilder, Credentials, Error, ErrorKind, Outcome, RateLimit, Region, RetryPolicy,
+    Update,
 };
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
@@ -143,6 +144,8 @@ fn builder(url: &str, credentials: Credentials) -> ClientBuilder {
         .base_url(url)
         .no_proxy()
         .rate_limit(RateLimit::unlimited())
+        // By the manual clock, there is time for hundreds.
+        .retry(RetryPolicy::default().with_max_conflicts(2))
         .clock(ManualClock::new())
 }
 

@@ -144,6 +144,7 @@ fn suffix<'a>(name: &'a OsStr, log: &OsStr) -> Option<&'a [u8]> {
 pub(crate) struct Part {
     pub(crate) path: PathBuf,
     pub(crate) head: Head,
+    #[cfg(feature = "forward")]
     pub(crate) length: u64,
 }
 
@@ -181,6 +182,7 @@ pub(crate) fn renamed(path: &Path, id: Option<&str>) -> io::Result<Vec<Part>> {
         if belongs {
             parts.push(Part {
                 path: other.clone(),
+                #[cfg(feature = "forward")]
                 length: file.metadata()?.len(),
                 head,
             });
