@@ -23,9 +23,9 @@ run() {
     echo "\$ $*"
     "$@"
 }
-# readme COMMAND: runs a command that the README promises, so that the two cannot drift apart.
-readme() {
-    grep -qF "$1" README.md || fail "README.md does not have the command: $1"
+# documented COMMAND: runs a command that the documents promise, so that the two cannot drift apart.
+documented() {
+    grep -qF "$1" README.md CONTRIBUTING.md docs/*.md examples/README.md || fail "no document has the command: $1"
     local words
     read -ra words <<<"$1"
     run "${words[@]}"

@@ -21,7 +21,7 @@
  * Status:       every function that can fail returns one: GCA_OK, or the kind of the error.
  * Results:      such a function writes a text to *result that the caller frees by gca_string_free: the answer on GCA_OK
  *               ("{}" where there is nothing to say), else the error as JSON. Every field of every answer is described in
- *               src/documentation/json.md. *result is overwritten, not freed. result may be NULL.
+ *               docs/json.md. *result is overwritten, not freed. result may be NULL.
  * Outputs:      *client, *batch, *full, *what and *sandbox are written only on success.
  * Handles:      every handle but gca_reply may be used by any number of threads at the same time. Freeing one ends that:
  *               no other call may use it then or later, nor may it be freed twice. NULL as a handle is

@@ -37,9 +37,19 @@
 //! | measure | [`Client::metrics`] |
 //! | bound time and attempts | [`RetryPolicy`], [`Timeouts`], [`RateLimit`], [`Cancel`] |
 //! | decide what an error means | [`Error::kind`], [`Error::is_transient`], [`Error::may_have_applied`] |
-//! | test your own code | [Testing your code](_documentation::testing_your_code) |
-//! | see the requests | [On the wire](_documentation::on_the_wire) |
-//! | know the JSON, field by field | [JSON](_documentation::json) |
+//! | test your own code | [Testing](_guides::testing) |
+//! | see the requests | [On the wire](_guides::on_the_wire) |
+//! | know the JSON, field by field | [JSON](_guides::json) |
+//!
+//! # Guides
+//!
+//! [Targets](_guides::targets) · [Batches](_guides::batches) · [Resuming](_guides::resuming) ·
+//! [Forwarding](_guides::forwarding) · [Spark and shards](_guides::spark_and_shards) ·
+//! [Errors and waiting](_guides::errors) · [Configuration](_guides::configuration) ·
+//! [Guarantees](_guides::guarantees) · [Performance](_guides::performance) · [C](_guides::c) ·
+//! [Python](_guides::python) · [Async and GUI](_guides::async_and_gui) ·
+//! [Testing](_guides::testing) · [Migrating](_guides::migrating) · [JSON](_guides::json) ·
+//! [On the wire](_guides::on_the_wire)
 //!
 //! # Guarantees
 //!
@@ -74,25 +84,6 @@
 //! | `forward` | the modules `forward` and `webhook`: from the audit file to webhooks and queues, also after a crash |
 //! | `cli` | the program `genesys-attributes` |
 //! | `capi` | the C interface; see `include/genesys_attributes.h` |
-//!
-//! # Module layout
-//!
-//! A room imports only from itself and from those before it:
-//!
-//! ```text
-//! error/     error, violation, secret, text         words that everything uses
-//! util/      base64, random, date, clock, locks, histogram
-//! http/      request, answer, transport, address, region
-//! values/    attributes, schema, version            what may be written
-//! report/    receipt, event, metrics, audit/        what users get to know
-//! session/   token, limiter, retry, exchange        one request: permitted, authorized, retried
-//! store/     a kind of store a file; cache          what is remembered of them
-//! update/    data, rules (machine), driver          one update
-//! client/    client, builder, settings              the handle and its options
-//! batch/     queue, workers, outage, look-ahead     many updates
-//! forward/   log, cursor, settle, webhook           from the audit file to the world
-//! capi/ cli/ testing/                               C; the program; for tests
-//! ```
 #![deny(missing_docs, unsafe_code, unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
@@ -154,14 +145,58 @@ pub mod validate {
     pub use crate::values::schema::{Field, Schema};
 }
 
-/// Pages beside the reference.
-pub mod _documentation {
-    #[doc = include_str!("documentation/json.md")]
-    pub mod json {}
-    #[doc = include_str!("documentation/on_the_wire.md")]
-    pub mod on_the_wire {}
-    #[doc = include_str!("documentation/testing_your_code.md")]
-    pub mod testing_your_code {}
+/// Guides beside the reference.
+pub mod _guides {
+    /// Where the links of a guide lead here: the first definition of a name counts, before those of
+    /// the file, which lead to other files.
+    macro_rules! links {
+        () => {
+            concat!(
+            "[async-and-gui]: crate::_guides::async_and_gui\n",
+            "[batches]: crate::_guides::batches\n",
+            "[c]: crate::_guides::c\n",
+            "[configuration]: crate::_guides::configuration\n",
+            "[errors]: crate::_guides::errors\n",
+            "[forwarding]: crate::_guides::forwarding\n",
+            "[guarantees]: crate::_guides::guarantees\n",
+            "[json]: crate::_guides::json\n",
+            "[migrating]: crate::_guides::migrating\n",
+            "[on-the-wire]: crate::_guides::on_the_wire\n",
+            "[performance]: crate::_guides::performance\n",
+            "[python]: crate::_guides::python\n",
+            "[resuming]: crate::_guides::resuming\n",
+            "[spark-and-shards]: crate::_guides::spark_and_shards\n",
+            "[targets]: crate::_guides::targets\n",
+            "[testing]: crate::_guides::testing\n",
+            "[security]: https://docs.rs/crate/genesys-attributes/latest/source/SECURITY.md\n",
+            "[header]: https://docs.rs/crate/genesys-attributes/latest/source/include/genesys_attributes.h\n",
+            "[module]: https://docs.rs/crate/genesys-attributes/latest/source/examples/python/genesys_attributes.py\n\n"
+            )
+        };
+    }
+    macro_rules! guide {
+        ($name:ident, $file:literal) => {
+            #[doc = links!()]
+            #[doc = include_str!($file)]
+            pub mod $name {}
+        };
+    }
+    guide!(async_and_gui, "../docs/async-and-gui.md");
+    guide!(batches, "../docs/batches.md");
+    guide!(c, "../docs/c.md");
+    guide!(configuration, "../docs/configuration.md");
+    guide!(errors, "../docs/errors.md");
+    guide!(forwarding, "../docs/forwarding.md");
+    guide!(guarantees, "../docs/guarantees.md");
+    guide!(json, "../docs/json.md");
+    guide!(migrating, "../docs/migrating.md");
+    guide!(on_the_wire, "../docs/on-the-wire.md");
+    guide!(performance, "../docs/performance.md");
+    guide!(python, "../docs/python.md");
+    guide!(resuming, "../docs/resuming.md");
+    guide!(spark_and_shards, "../docs/spark-and-shards.md");
+    guide!(targets, "../docs/targets.md");
+    guide!(testing, "../docs/testing.md");
 }
 
 /// The code of the README, run as tests.

@@ -20,8 +20,8 @@ type Fields = BTreeMap<String, (BTreeSet<String>, bool)>;
 fn page() -> BTreeMap<String, Fields> {
     let mut sections = BTreeMap::new();
     let mut section = String::new();
-    for line in include_str!("../documentation/json.md").lines() {
-        if let Some(title) = line.strip_prefix("# ") {
+    for line in include_str!("../../docs/json.md").lines() {
+        if let Some(title) = line.strip_prefix("## ") {
             title.clone_into(&mut section);
         } else if let Some(row) = line.strip_prefix("| `") {
             let cells: Vec<&str> = row.split(" | ").collect();
@@ -232,7 +232,7 @@ fn capi_page_about_json_would_be_complained_of() {
 
 #[test]
 fn capi_page_about_json_names_every_kind_of_batch_end_and_status() {
-    let text = include_str!("../documentation/json.md");
+    let text = include_str!("../../docs/json.md");
     for status in Status::ALL {
         assert!(text.contains(&format!("`{status}`")), "{status}");
     }
