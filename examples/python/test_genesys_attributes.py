@@ -427,7 +427,7 @@ class BatchTest(unittest.TestCase):
             "        print('found:', gc.collect() > 0)\n"
             "        found.set()\n"
             "def job(c):\n"
-            "    lines = ({'conversationId': 'endless', 'attributes': {'n': n}} for n in itertools.count())\n"
+            "    lines = ({'conversationId': 'endless', 'target': 'conversation', 'attributes': {'n': n}} for n in itertools.count())\n"
             "    batch = c.batch(lines, workers=4)\n"
             "    try:\n"
             "        batch._begin(); batch._feed(batch._run)\n"
@@ -480,7 +480,7 @@ class BatchTest(unittest.TestCase):
 
     def test_a_hook_may_close_the_batch(self):
         printed = run(
-            "lines = ({'conversationId': f'closed-{n}', 'attributes': {'n': 1}} for n in iter(int, 1))\n"
+            "lines = ({'conversationId': f'closed-{n}', 'target': 'conversation', 'attributes': {'n': 1}} for n in iter(int, 1))\n"
             "c = ga.Client({'ratePerMinute': 0}, on_update=lambda event: batch.close())\n"
             "batch = c.batch(lines)\n"
             "for outcome in batch: pass\n"
@@ -541,7 +541,7 @@ class BatchTest(unittest.TestCase):
         code = (
             "import genesys_attributes as ga\n"
             "c = ga.Client({'ratePerMinute': 0})\n"
-            "line = {'conversationId': 'endless', 'attributes': {'n': 1}}\n"
+            "line = {'conversationId': 'endless', 'target': 'conversation', 'attributes': {'n': 1}}\n"
             "batch = c.batch((line for _ in iter(int, 1)), workers=4)\n"
             "print(next(batch)['status'])\n"
         )

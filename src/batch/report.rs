@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::receipt::{Receipt, Status};
 use crate::store::{Target, TargetKind};
-use crate::util::date::whole_millis;
+use crate::util::date::{short, whole_millis};
 use crate::util::histogram::{Histogram, Latency};
 
 /// What came of one line of a batch.
@@ -254,6 +254,25 @@ pub struct BatchReport {
     /// [`StopReason::Login`], [`StopReason::Journal`] and [`StopReason::Forked`].
     pub error: Option<Error>,
     failed_by_kind: [u64; ErrorKind::ALL.len()],
+}
+
+/// One line, such as `3 lines in 1.3 s: 2 applied, 0 already applied, 0 unchanged, 1 failed, 0 skipped`.
+impl fmt::Display for BatchReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = self.lines();
+        write!(
+            f,
+            "{lines} line{} in {}: {} applied, {} already applied, {} unchanged, {} failed, {} \
+             skipped",
+            if lines == 1 { "" } else { "s" },
+            short(self.elapsed),
+            self.applied,
+            self.already_applied,
+            self.unchanged,
+            self.failed,
+            self.skipped
+        )
+    }
 }
 
 impl BatchReport {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use genesys_attributes::{Client, Error, ErrorKind, Identity, Receipt, Target, TargetKind, Update};
+use genesys_attributes::{Client, Error, ErrorKind, Identity, Target, TargetKind, Update};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -73,7 +73,7 @@ pub(crate) fn update(options: &Options, change: &Change) -> Run {
     };
     let shown = match options.json {
         true => print_json(&receipt),
-        false => print(&in_words(&receipt)),
+        false => print(&format!("{receipt}\n")),
     };
     if let Err(failure) = shown {
         // Else it would look as if nothing had been written.
@@ -135,26 +135,6 @@ fn show_diff(options: &Options, client: &Client, update: &Update) -> Run {
         diff.target,
         diff.text()
     ))
-}
-
-fn in_words(receipt: &Receipt) -> String {
-    let mut text = format!("{}: {}", receipt.outcome.name(), receipt.conversation_id);
-    if let Some(item) = &receipt.resource_id {
-        text += &format!(" / {item}");
-    }
-    match (&receipt.version, &receipt.previous_version) {
-        (Some(now), Some(before)) if now != before => {
-            text += &format!(", version {now} (was {before})");
-        }
-        (Some(now), _) => text += &format!(", version {now}"),
-        (None, _) => {}
-    }
-    text + &format!(
-        ", {}, {}, {:.0?}\n",
-        many(receipt.attempts.into(), "write"),
-        many(receipt.requests.into(), "request"),
-        receipt.latency
-    )
 }
 
 pub(crate) fn get(options: &Options, asked: &Get) -> Run {

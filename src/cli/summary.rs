@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use genesys_attributes::batch::BatchReport;
+use genesys_attributes::clock::short;
 use serde_json::{Value, json};
 
 /// How many line numbers are shown for each kind of failure.
@@ -54,27 +55,17 @@ pub(crate) fn many(count: u64, noun: &str) -> String {
 
 /// The summary in words.
 pub(crate) fn text(report: &BatchReport, failures: &Failures, watched: bool) -> String {
-    let mut text = format!(
-        "genesys-attributes: {} in {:.1} s: {} applied, {} already applied, {} unchanged, \
-         {} failed, {} skipped\n",
-        many(report.lines(), "line"),
-        report.elapsed.as_secs_f64(),
-        report.applied,
-        report.already_applied,
-        report.unchanged,
-        report.failed,
-        report.skipped
-    );
+    let mut text = format!("genesys-attributes: {report}\n");
     text += &failures.table();
     let latency = &report.latency;
     if watched && latency.count() > 0 {
         let _ = writeln!(
             text,
-            "latency: p50 {:.1?}, p90 {:.1?}, p99 {:.1?}, max {:.1?}",
-            latency.quantile(0.5),
-            latency.quantile(0.9),
-            latency.quantile(0.99),
-            latency.max()
+            "latency: p50 {}, p90 {}, p99 {}, max {}",
+            short(latency.quantile(0.5)),
+            short(latency.quantile(0.9)),
+            short(latency.quantile(0.99)),
+            short(latency.max())
         );
     }
     text

@@ -654,6 +654,8 @@ impl ClientBuilder {
         };
         Ok(Client {
             core: Arc::new(core),
+            cancel: None,
+            deadline: None,
         })
     }
 

@@ -16,7 +16,7 @@ use crate::report::metrics::Metrics;
 use crate::report::receipt::{Identity, Receipt, Snapshot};
 use crate::session::exchange::Purpose;
 use crate::session::limiter::Wait;
-use crate::session::retry::Caller;
+use crate::session::retry::{Caller, RetryPolicy};
 use crate::store::cache::Cached;
 use crate::store::{ParticipantInfo, Target};
 use crate::update::core::{Core, EndedPolicy, Job};
@@ -54,6 +54,10 @@ const LOOK_UP_BODY: usize = 8 << 20;
 #[derive(Clone)]
 pub struct Client {
     pub(crate) core: Arc<Core>,
+    /// What ends its calls early, beside what a call is given.
+    pub(crate) cancel: Option<Cancel>,
+    /// The deadline of its calls, in place of the policy's.
+    pub(crate) deadline: Option<Duration>,
 }
 
 /// How [`Client::update_with_options`] runs.
@@ -99,6 +103,44 @@ impl Client {
         Ok(&self.core)
     }
 
+    /// This client with another deadline for each of its calls, reads and updates alike.
+    ///
+    /// As [`RetryPolicy::with_deadline`](crate::RetryPolicy::with_deadline) has it, waits for the
+    /// rate limit do not count. All else is shared, as between clones.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use genesys_attributes::{Cancel, Client, Target};
+    /// # let client = Client::from_env()?;
+    /// let cancel = Cancel::new(); // a clone of it goes to the thread that may give up
+    /// let client = client.with_deadline(Duration::from_secs(5)).with_cancel(&cancel);
+    /// let now = client.read(&Target::participant("5b2f0c1e", "customer"))?;
+    /// # Ok::<(), genesys_attributes::Error>(())
+    /// ```
+    #[must_use = "the client itself stays as it is"]
+    pub fn with_deadline(&self, deadline: Duration) -> Client {
+        let mut client = self.clone();
+        client.deadline = Some(deadline);
+        client
+    }
+
+    /// This client with calls that end early when `cancel` is set, reads and updates alike: with
+    /// [`ErrorKind::Cancelled`]. A cancel that is given to a call takes its place.
+    #[must_use = "the client itself stays as it is"]
+    pub fn with_cancel(&self, cancel: &Cancel) -> Client {
+        let mut client = self.clone();
+        client.cancel = Some(cancel.clone());
+        client
+    }
+
+    fn policy(&self) -> RetryPolicy {
+        let policy = self.core.session.wire.policy;
+        match self.deadline {
+            Some(deadline) => policy.with_deadline(deadline),
+            None => policy,
+        }
+    }
+
     /// Sets attributes: checks them, reads the version if it is not known, writes, and settles
     /// conflicts and ambiguous outcomes.
     ///
@@ -126,7 +168,8 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn update(&self, update: &Update) -> Result<Receipt> {
-        self.core()?.execute(Job::new(update, Caller::Single, None))
+        let job = Job::new(update, Caller::Single, self.policy(), self.cancel.as_ref());
+        self.core()?.execute(job)
     }
 
     /// As [`Client::update`], ending early when `cancel` is set.
@@ -144,14 +187,14 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn update_cancellable(&self, update: &Update, cancel: &Cancel) -> Result<Receipt> {
-        let job = Job::new(update, Caller::Single, Some(cancel));
+        let job = Job::new(update, Caller::Single, self.policy(), Some(cancel));
         self.core()?.execute(job)
     }
 
     /// As [`Client::update_cancellable`], for a batch: a 429 is waited out however often it comes,
     /// and a login that is held off is an error at once, for the batch to wait as a whole.
     pub(crate) fn update_in_batch(&self, update: &Update, cancel: &Cancel) -> Result<Receipt> {
-        let job = Job::new(update, Caller::Batch, Some(cancel));
+        let job = Job::new(update, Caller::Batch, self.policy(), Some(cancel));
         self.core()?.execute(job)
     }
 
@@ -223,7 +266,8 @@ impl Client {
             compute: Some(&mut compute),
             unique: options.unique,
             caller: Caller::Single,
-            cancel: options.cancel,
+            policy: self.policy(),
+            cancel: options.cancel.or(self.cancel.as_ref()),
         })
     }
 
@@ -252,13 +296,13 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn read(&self, target: &Target) -> Result<Snapshot> {
-        self.read_until(target, None)
+        self.read_until(target, self.cancel.as_ref())
     }
 
     /// As [`Client::read`], ending early when `cancel` is set.
     pub(crate) fn read_until(&self, target: &Target, cancel: Option<&Cancel>) -> Result<Snapshot> {
         let core = self.core()?;
-        core.read(target, core.session.wire.policy, cancel)
+        core.read(target, self.policy(), cancel)
     }
 
     /// Reads who takes part in a conversation, or did: one request.
@@ -276,7 +320,7 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn participants(&self, conversation: impl Into<String>) -> Result<Vec<ParticipantInfo>> {
-        self.participants_until(conversation, None)
+        self.participants_until(conversation, self.cancel.as_ref())
     }
 
     /// As [`Client::participants`], ending early when `cancel` is set.
@@ -286,7 +330,7 @@ impl Client {
         cancel: Option<&Cancel>,
     ) -> Result<Vec<ParticipantInfo>> {
         let target = Target::conversation(conversation);
-        self.core()?.participants(&target, cancel)
+        self.core()?.participants(&target, self.policy(), cancel)
     }
 
     /// As [`Client::read`], in one try of a few seconds at most: others wait for it.
@@ -317,7 +361,7 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn preview(&self, update: &Update) -> Result<Snapshot> {
-        self.preview_until(update, None)
+        self.preview_until(update, self.cancel.as_ref())
     }
 
     /// As [`Client::preview`], ending early when `cancel` is set.
@@ -326,7 +370,7 @@ impl Client {
         update: &Update,
         cancel: Option<&Cancel>,
     ) -> Result<Snapshot> {
-        self.core()?.preview(update, cancel)
+        self.core()?.preview(update, self.policy(), cancel)
     }
 
     /// A bounded channel of the events from now on, of 1 to 65,536 places (`capacity` is clamped).
@@ -367,16 +411,16 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn verify_credentials(&self) -> Result<Identity> {
-        self.verify_credentials_until(None)
+        self.verify_credentials_until(self.cancel.as_ref())
     }
 
     /// As [`Client::verify_credentials`], ending early when `cancel` is set.
     pub(crate) fn verify_credentials_until(&self, cancel: Option<&Cancel>) -> Result<Identity> {
         let session = &self.core()?.session;
-        let policy = session.wire.policy;
-        let mut call = session
-            .wire
-            .begin(policy, Caller::Single, "verify_credentials", cancel);
+        let mut call =
+            session
+                .wire
+                .begin(self.policy(), Caller::Single, "verify_credentials", cancel);
         session
             .identity(&mut call)
             .map_err(|error| call.failed(error))
@@ -398,7 +442,7 @@ impl Client {
     /// # Ok::<(), genesys_attributes::Error>(())
     /// ```
     pub fn flush(&self, timeout: Duration) -> Result<()> {
-        self.flush_until(timeout, None)
+        self.flush_until(timeout, self.cancel.as_ref())
     }
 
     /// As [`Client::flush`], ending early when `cancel` is set.

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::names::named_enum;
-use crate::error::{Error, ErrorKind, Result, clip};
+use crate::error::{Error, ErrorKind, Result, clip, one_line};
+use crate::util::date::short;
 use crate::values::attributes::Attributes;
 use crate::values::kind::TargetKind;
 use crate::values::lenient::{Lenient, LenientMap};
@@ -142,6 +143,27 @@ impl Receipt {
     /// The platform's answer to the write, where it was JSON. It is parsed at each call.
     pub fn response(&self) -> Option<Value> {
         self.answer.json()
+    }
+}
+
+/// One line, such as `applied: c-1 / p-1, version 7 (was 6), 1 write, 2 requests, 41.2 ms`.
+impl fmt::Display for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.outcome, one_line(&self.conversation_id))?;
+        if let Some(item) = &self.resource_id {
+            write!(f, " / {}", one_line(item))?;
+        }
+        match (&self.version, &self.previous_version) {
+            (Some(now), Some(before)) if now != before => {
+                write!(f, ", version {} (was {})", one_line(now), one_line(before))?;
+            }
+            (Some(now), _) => write!(f, ", version {}", one_line(now))?,
+            (None, _) => {}
+        }
+        let many =
+            |count: u32, noun| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+        let (writes, requests) = (many(self.attempts, "write"), many(self.requests, "request"));
+        write!(f, ", {writes}, {requests}, {}", short(self.latency))
     }
 }
 

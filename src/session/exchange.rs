@@ -17,7 +17,7 @@ use crate::http::{Body, Request, Response, Transport, TransportError};
 use crate::report::metrics::Counters;
 use crate::session::limiter::{self, Limiter};
 use crate::session::retry::{Budget, Caller, Failure, RetryPolicy, Wait};
-use crate::util::clock::{Clock, sleep_unless};
+use crate::util::clock::{Clock, short, sleep_unless};
 use crate::util::process::Process;
 use crate::util::random::Seeds;
 use crate::util::sync::{Cancel, discard};
@@ -143,6 +143,8 @@ pub(crate) struct Call<'c> {
     /// It has tried to replace a token that was about to expire.
     pub(crate) refreshed_early: bool,
     ended: Option<Instant>,
+    /// The last failure that may pass.
+    failed_by: Option<String>,
 }
 
 impl Call<'_> {
@@ -234,6 +236,7 @@ impl Wire {
             sent: None,
             refreshed_early: false,
             ended: None,
+            failed_by: None,
         }
     }
 
@@ -382,21 +385,25 @@ impl Wire {
         let Some(delay) = delay.filter(|_| !call.budget.gives_up(wait)) else {
             return Err(Stop::OutOfTime(self.too_late()));
         };
-        let subject = call.subject;
+        let (subject, again) = (call.subject, short(delay));
         match wait {
             Wait::Throttled { limited: true, .. } => {
-                warn!("{subject}: rate limited by the platform; sent again in {delay:?}");
+                warn!("{subject}: rate limited by the platform; sent again in {again}");
             }
             Wait::Throttled { limited: false, .. } => {
-                warn!("{subject}: the platform is unavailable; sent again in {delay:?}");
+                warn!("{subject}: the platform is unavailable; sent again in {again}");
             }
             Wait::Conflict { locked: true, .. } => {
-                warn!("{subject}: optimistic locking conflict; read and written again in {delay:?}")
+                warn!("{subject}: optimistic locking conflict; read and written again in {again}")
             }
             Wait::Conflict { locked: false, .. } => {
-                warn!("{subject}: conflict with another write; sent again in {delay:?}")
+                warn!("{subject}: conflict with another write; sent again in {again}")
             }
-            Wait::Backoff { .. } => debug!("{subject}: sent again in {delay:?}"),
+            Wait::Backoff { attempts } => {
+                let (next, most) = (attempts + 1, call.budget.max_attempts());
+                let failed = call.failed_by.as_deref().unwrap_or("a request failed");
+                warn!("{subject}: {failed}; attempt {next} of {most}, again in {again}");
+            }
         }
         self.sleep(call, delay, call.budget.is_free(wait))?;
         if !matches!(wait, Wait::Conflict { .. }) {
@@ -424,11 +431,16 @@ impl Wire {
         let failure = match result {
             Ok(response) => {
                 debug!("{method} {url} answered {}", response.status);
-                self.failure_of_status(purpose, response)
+                let failure = self.failure_of_status(purpose, response);
+                if matches!(failure, Failure::Transient { .. }) {
+                    let status = response.status;
+                    call.failed_by = Some(format!("{method} {url} answered {status}"));
+                }
+                failure
             }
             Err(TransportError { error, sent }) => {
                 self.counters.transport_errors.increment();
-                warn!("{method} {url}: {error}");
+                call.failed_by = Some(format!("{method} {url}: {error}"));
                 let may = *sent != Sent::No;
                 // In a batch one line finds out whether the platform answers, and not each.
                 let left_to_batch = error.kind() == ErrorKind::Timeout

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, clip, one_line};
 use crate::http::{Body, Response};
+use crate::util::date::short;
 use crate::values::attributes::Attributes;
 
 /// Which kind of failure a status means.
@@ -55,33 +56,37 @@ pub(crate) fn error_of_kind(
 ) -> Error {
     let status = response.status;
     let body = fields(response);
-    let mask = |text: String| masked(text, hidden);
-    let (code, message) = (
-        text(&body, "code").map(mask),
-        text(&body, "message").map(mask),
-    );
+    let (code, message) = (text(&body, "code"), text(&body, "message"));
     let permissions = if kind == ErrorKind::Forbidden {
         permissions(&body, message.as_deref())
     } else {
         Vec::new()
     };
+    let correlation_id = response.correlation_id().map(str::to_owned);
+    let correlation_id = correlation_id.or_else(|| text(&body, "contextId"));
+    let kept: Vec<&str> = [&code, &correlation_id]
+        .into_iter()
+        .flatten()
+        .chain(&permissions)
+        .map(String::as_str)
+        .collect();
+    let values = values_of(hidden);
+    let mask = |text: &str| masked(text, &values, &kept);
 
     let mut described = format!("{what}: the platform answered {status}");
     if let Some(code) = &code {
         described += &format!(" {}", clip(code, 100));
     }
-    if let Some(message) = &message {
-        described += &format!(" ({})", clip(message.trim(), 400));
+    let more = particulars(&body, &mask);
+    let told = message.as_deref().map(|text| clip(mask(text).trim(), 400));
+    let told = Vec::from_iter(told.into_iter().chain(more));
+    if !told.is_empty() {
+        described += &format!(" ({})", told.join("; "));
     } else if let Body::Whole(bytes) = &response.body
         && !bytes.is_empty()
     {
         described += " with a body that is not the platform's: is a proxy or gateway in between?";
     }
-    let correlation_id = response
-        .correlation_id()
-        .map(str::to_owned)
-        .or_else(|| text(&body, "contextId"))
-        .map(mask);
     if let Some(id) = &correlation_id {
         described += &format!(" [correlation id {}]", clip(id, 100));
     }
@@ -102,33 +107,88 @@ pub(crate) fn error_of_kind(
     error
 }
 
-/// The text without the values: long ones wherever they stand, short ones where they stand alone.
-fn masked(mut text: String, hidden: &[&Attributes]) -> String {
-    const LONG: usize = 6;
-    const MASK: &str = "[value]";
-    let mut values = Vec::new();
-    for attributes in hidden {
-        for value in attributes.values() {
-            texts_of(value, &mut values);
+/// What an error body says beside its code and message: the limit, the details, more errors.
+fn particulars(body: &Map<String, Value>, mask: &dyn Fn(&str) -> String) -> Vec<String> {
+    const MOST: usize = 10;
+    let list = |name: &str| {
+        let list = body.get(name).and_then(Value::as_array);
+        list.map_or(&[][..], Vec::as_slice).iter().take(MOST)
+    };
+    let named = |name: &str, value: &Value| match value {
+        // A code is no free text, and a number here is one of the platform's own.
+        Value::String(text) if name.ends_with("ode") || name == "key" => Some(text.clone()),
+        Value::String(text) => Some(mask(text)),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    let mut found = Vec::new();
+    if let Some(Value::Object(limit)) = body.get("limit") {
+        let of = |name: &str| limit.get(name).and_then(|value| named(name, value));
+        let limit = Vec::from_iter([of("key"), of("value")].into_iter().flatten());
+        if !limit.is_empty() {
+            found.push(format!("limit {}", limit.join(" = ")));
         }
     }
-    // A value that is part of another must not leave the rest of that behind.
+    for detail in list("details").filter_map(Value::as_object) {
+        let fields = detail.iter().filter_map(|(name, value)| {
+            let value = named(name, value)?;
+            Some(format!("{name} {value}"))
+        });
+        found.push(Vec::from_iter(fields).join(", "));
+    }
+    for error in list("errors").filter_map(Value::as_object) {
+        let of = |name: &str| error.get(name).and_then(|value| named(name, value));
+        found.push(Vec::from_iter([of("code"), of("message")].into_iter().flatten()).join(": "));
+    }
+    found.retain(|text| !text.is_empty());
+    found.iter().map(|text| clip(text, 200)).collect()
+}
+
+/// The texts of all values, the longest first: a value that is part of another must not leave the
+/// rest of that behind.
+fn values_of(hidden: &[&Attributes]) -> Vec<String> {
+    let mut values = Vec::new();
+    for value in hidden.iter().flat_map(|attributes| attributes.values()) {
+        texts_of(value, &mut values);
+    }
     values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+    values
+}
+
+/// The text without the values where they stand as words. Nothing of `kept` is taken for one.
+fn masked(text: &str, values: &[String], kept: &[&str]) -> String {
+    const MASK: &str = "[value]";
+    let found = |word: &str| {
+        let found = text
+            .match_indices(word)
+            .map(|(at, word)| (at, at + word.len()));
+        Vec::from_iter(found.filter(|(at, end)| {
+            !text[..*at].ends_with(char::is_alphanumeric)
+                && !text[*end..].starts_with(char::is_alphanumeric)
+        }))
+    };
+    let kept = kept.iter().filter(|word| !word.is_empty());
+    let mut taken = Vec::from_iter(kept.flat_map(|word| found(word)));
+    let mut hidden = Vec::new();
     for value in values {
-        let mut from = 0;
-        while let Some(at) = text[from..].find(&value).map(|at| from + at) {
-            let end = at + value.len();
-            let alone = !text[..at].ends_with(char::is_alphanumeric)
-                && !text[end..].starts_with(char::is_alphanumeric);
-            if alone || value.len() >= LONG {
-                text.replace_range(at..end, MASK);
-                from = at + MASK.len();
-            } else {
-                from = end;
+        for (at, end) in found(value) {
+            if taken
+                .iter()
+                .all(|(start, stop)| end <= *start || *stop <= at)
+            {
+                taken.push((at, end));
+                hidden.push((at, end));
             }
         }
     }
-    text
+    hidden.sort_unstable();
+    let (mut out, mut from) = (String::new(), 0);
+    for (at, end) in hidden {
+        out += &text[from..at];
+        out += MASK;
+        from = end;
+    }
+    out + &text[from..]
 }
 
 /// The texts as which a value may be quoted.
@@ -165,9 +225,7 @@ fn advice(
             .into(),
         ErrorKind::Forbidden if permissions.is_empty() => {
             "give a role of the OAuth client the permission for this endpoint in the \
-             conversation's division (the conversation-level endpoint asks for \
-             conversation:attributes:write and conversation:read); for client credentials roles \
-             and divisions count, not scopes"
+             conversation's division; for client credentials roles and divisions count, not scopes"
                 .into()
         }
         ErrorKind::Forbidden => format!(
@@ -183,7 +241,7 @@ fn advice(
         }
         ErrorKind::PayloadTooLarge => "send fewer or shorter attributes".into(),
         ErrorKind::RateLimited => match retry_after {
-            Some(wait) => format!("try again in {} s, at a lower rate", wait.as_secs()),
+            Some(wait) => format!("try again in {}, at a lower rate", short(wait)),
             None => "try again later, at a lower rate".into(),
         },
         ErrorKind::Protocol if (300..400).contains(&status) => {
@@ -284,10 +342,10 @@ mod tests {
         ] {
             let error = forbidden(body);
             assert!(error.missing_permissions().is_empty(), "{body}");
-            assert!(
-                error.to_string().contains("conversation:attributes:write"),
-                "{error}"
-            );
+            let text = error.to_string();
+            assert!(text.contains("give a role of the OAuth client"), "{text}");
+            // Which permission an endpoint asks for is the kind of store's to know.
+            assert!(!text.contains("conversation:"), "{text}");
         }
     }
 
@@ -328,22 +386,83 @@ mod tests {
     fn problem_text_that_quotes_a_value_is_masked() {
         let hidden = serde_json::json!({ "iban": "DE89370400440532013000", "pin": "42", "n": 7 });
         let hidden = hidden.as_object().unwrap();
+        let values = values_of(&[hidden]);
         for (text, shown) in [
             ("DE89370400440532013000 is bad", "[value] is bad"),
-            ("xDE89370400440532013000x", "x[value]x"),
+            ("tier:DE89370400440532013000.", "tier:[value]."),
+            ("xDE89370400440532013000x", "xDE89370400440532013000x"),
             ("got '42', not 420 or a42", "got '[value]', not 420 or a42"),
             ("7 of 17", "[value] of 17"),
+            ("4242 42", "4242 [value]"),
         ] {
-            assert_eq!(masked(text.to_owned(), &[hidden]), shown);
+            assert_eq!(masked(text, &values, &[]), shown);
         }
-        let response = Response::new(400)
-            .with_body(r#"{"code":"bad.42","message":"DE89370400440532013000 is bad"}"#);
-        let error = error_of_kind(ErrorKind::InvalidInput, &response, "c", None, &[hidden]);
-        let shown = format!(
-            "{error} {error:?} {}",
-            serde_json::to_string(&error).unwrap()
+    }
+
+    #[test]
+    fn problem_code_ids_and_permissions_are_never_masked() {
+        let hidden = serde_json::json!({
+            "a": "bad", "b": "1", "c": "request", "d": "conversation", "e": "view", "f": "secret",
+        });
+        let hidden = hidden.as_object().unwrap();
+        let body = r#"{"code":"bad.request","contextId":"corr-1",
+            "message":"bad.request corr-1: bad 1 secret [conversation:communication:view]"}"#;
+        let response = Response::new(403).with_body(body);
+        let error = error_of_kind(ErrorKind::Forbidden, &response, "c", None, &[hidden]);
+        assert_eq!(error.code(), Some("bad.request"));
+        assert_eq!(error.correlation_id(), Some("corr-1"));
+        assert_eq!(
+            error.missing_permissions(),
+            ["conversation:communication:view"]
         );
-        assert!(!shown.contains("DE89") && !shown.contains("42"), "{shown}");
+        let text = error.to_string();
+        for part in [
+            "403 bad.request (bad.request corr-1: [value] [value] [value] [conversation:communication:view])",
+            "[correlation id corr-1]",
+            "client conversation:communication:view in",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn problem_shows_details_errors_and_the_limit() {
+        let hidden = serde_json::json!({ "iban": "DE89", "n": 300 });
+        let hidden = hidden.as_object().unwrap();
+        for (status, body, parts) in [
+            (
+                400,
+                serde_json::json!({
+                    "code": "bad.request",
+                    "message": "no",
+                    "details": [
+                        { "errorCode": "too.long", "fieldName": "iban", "entityName": "DE89" },
+                        { "errorCode": "DE89" }, 7
+                    ],
+                    "errors": [{ "code": "inner", "message": "DE89 is no IBAN" }, {}]
+                }),
+                &[
+                    "(no; entityName [value], errorCode too.long, fieldName iban; errorCode DE89; \
+                     inner: [value] is no IBAN)",
+                ][..],
+            ),
+            (
+                429,
+                serde_json::json!({ "limit": { "key": "token.rate.per.minute", "value": 300 } }),
+                &["429 (limit token.rate.per.minute = 300)"],
+            ),
+            (
+                400,
+                serde_json::json!({ "details": "x", "errors": 7, "limit": [] }),
+                &["answered 400"],
+            ),
+        ] {
+            let response = Response::new(status).with_body(body.to_string());
+            let error = error_of_kind(kind_of(status), &response, "c", None, &[hidden]);
+            for part in parts {
+                assert!(error.to_string().contains(part), "{error}");
+            }
+        }
     }
 
     #[test]

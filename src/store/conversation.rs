@@ -125,12 +125,19 @@ impl Kind for Conversation {
         matches!(status, 404 | 405)
     }
 
-    fn advice(&self, _: u16, endpoint_missing: bool) -> Option<String> {
-        endpoint_missing.then(|| {
-            "the conversation exists, but this organization does not offer the conversation-level \
-             endpoint: write participant, secure or custom attributes instead"
-                .to_owned()
-        })
+    fn advice(&self, status: u16, endpoint_missing: bool) -> Option<String> {
+        let advice = match status {
+            _ if endpoint_missing => {
+                "the conversation exists, but this organization does not offer the \
+                 conversation-level endpoint: write participant, secure or custom attributes instead"
+            }
+            403 => {
+                "the conversation-level endpoint asks for conversation:attributes:write and \
+                 conversation:read"
+            }
+            _ => return None,
+        };
+        Some(advice.to_owned())
     }
 }
 

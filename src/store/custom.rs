@@ -101,6 +101,11 @@ impl Kind for Custom {
     }
 
     fn advice(&self, status: u16, _: bool) -> Option<String> {
+        if status == 403 {
+            return Some(
+                "custom attributes ask for conversation:customAttributes permissions".into(),
+            );
+        }
         (status == 404 && self.schema.is_none()).then(|| {
             format!(
                 "to create record {} by an update, give its schema id",

@@ -12,11 +12,12 @@ mod secure;
 mod who;
 
 use std::borrow::Cow;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::{Error, ErrorKind, Result, Violation};
+use crate::error::{Error, ErrorKind, Result, Violation, one_line};
 use crate::http::{Response, Unreadable};
 pub(crate) use crate::session::Write;
 use crate::values::attributes::{Attributes, Values, same};
@@ -443,6 +444,13 @@ impl Target {
         response: &Response,
     ) -> Option<String> {
         dispatch!(self, kind => kind.version_written(state, response))
+    }
+}
+
+/// Such as `participant customer of conversation c-1`.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&one_line(&self.description()))
     }
 }
 

@@ -55,6 +55,14 @@ impl Kind for Secure {
         Cow::Borrowed("/secureattributes")
     }
 
+    fn advice(&self, status: u16, _: bool) -> Option<String> {
+        (status == 403).then(|| {
+            "secure attributes ask for conversation:participant:attributesview and \
+             conversation:participant:attributesedit"
+                .to_owned()
+        })
+    }
+
     fn parse(&self, response: &Response) -> Result<TargetState, ReadFailure> {
         let mut read = response.object()?;
         let version = version_in_body(read.get("version"));

@@ -82,17 +82,24 @@ pub(crate) struct Job<'a> {
     /// Only this call can have written the computed values.
     pub(crate) unique: bool,
     pub(crate) caller: Caller,
+    pub(crate) policy: RetryPolicy,
     pub(crate) cancel: Option<&'a Cancel>,
 }
 
 impl<'a> Job<'a> {
     /// An update whose values are given.
-    pub(crate) fn new(update: &'a Update, caller: Caller, cancel: Option<&'a Cancel>) -> Job<'a> {
+    pub(crate) fn new(
+        update: &'a Update,
+        caller: Caller,
+        policy: RetryPolicy,
+        cancel: Option<&'a Cancel>,
+    ) -> Job<'a> {
         Job {
             update,
             compute: None,
             unique: false,
             caller,
+            policy,
             cancel,
         }
     }
@@ -147,12 +154,13 @@ impl Core {
     pub(crate) fn participants(
         &self,
         target: &Target,
+        policy: RetryPolicy,
         cancel: Option<&Cancel>,
     ) -> Result<Vec<ParticipantInfo>> {
         target.checked()?;
         let wire = &self.session.wire;
         let id = target.conversation_id();
-        let mut call = wire.begin(wire.policy, Caller::Single, id, cancel);
+        let mut call = wire.begin(policy, Caller::Single, id, cancel);
         let read = self.read_conversation(target, &mut call, Target::participants_of);
         read.map_err(|error| call.failed(error))
     }
@@ -253,6 +261,9 @@ pub(super) fn with_advice(
     response: &Response,
     missing: bool,
 ) -> Error {
+    if !error.missing_permissions().is_empty() {
+        return error;
+    }
     match target.advice(response.status, missing) {
         Some(advice) => error.and(&advice),
         None => error,

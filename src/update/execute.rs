@@ -11,7 +11,7 @@ use super::summary::Summary;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::audit;
 use crate::report::receipt::{Outcome, Receipt, Snapshot, Status};
-use crate::session::retry::Caller;
+use crate::session::retry::{Caller, RetryPolicy};
 use crate::store::TargetState;
 use crate::util::sync::Cancel;
 use crate::values::attributes::Attributes;
@@ -91,14 +91,19 @@ impl Core {
     }
 
     /// Reads the target, and checks whatever an update would check before its first write.
-    pub(crate) fn preview(&self, update: &Update, cancel: Option<&Cancel>) -> Result<Snapshot> {
+    pub(crate) fn preview(
+        &self,
+        update: &Update,
+        policy: RetryPolicy,
+        cancel: Option<&Cancel>,
+    ) -> Result<Snapshot> {
         let target = update.target();
         let wanted = update.checked(&self.limits, &self.schemas)?;
         let wire = &self.session.wire;
         let id = target.conversation_id();
-        let mut call = wire.begin(wire.policy, Caller::Single, id, cancel);
+        let mut call = wire.begin(policy, Caller::Single, id, cancel);
         let mut summary = Summary::new(target, wanted, &update.remove);
-        let job = Job::new(update, Caller::Single, cancel);
+        let job = Job::new(update, Caller::Single, policy, cancel);
         summary.state = match self.read_state(target, &mut call, &[&summary.wanted]) {
             Ok(state) => state,
             // The write would create it.
@@ -133,7 +138,7 @@ impl Core {
             return Err(self.failed(&mut summary, error));
         }
 
-        let policy = self.session.wire.policy;
+        let policy = job.policy;
         let id = target.conversation_id();
         let locked = self
             .locks

@@ -61,6 +61,8 @@ pub struct Update {
 struct Misplaced {
     unlocked: bool,
     schema: Option<String>,
+    /// Values that are no object.
+    values: bool,
 }
 
 impl Update {
@@ -101,6 +103,36 @@ impl Update {
     /// Sets an attribute. The last value of a key counts.
     pub fn set(mut self, key: impl Into<String>, value: impl Into<Value>) -> Update {
         self.attributes.insert(key.into(), value.into());
+        self
+    }
+
+    /// Sets an attribute for each entry of a map or field of a struct. What is `None` sets nothing.
+    ///
+    /// Validation refuses what serializes to something else than an object.
+    ///
+    /// ```
+    /// use genesys_attributes::Update;
+    ///
+    /// #[derive(serde::Serialize)]
+    /// struct Customer {
+    ///     tier: String,
+    ///     score: Option<u32>,
+    /// }
+    ///
+    /// let conversation = String::from("5b2f0c1e-0000-4000-8000-000000000001");
+    /// let customer = Customer { tier: "gold".to_owned(), score: None };
+    /// let update = Update::participant(&conversation, "customer").set_all(customer);
+    /// assert_eq!(update, Update::participant(&conversation, "customer").set("tier", "gold"));
+    /// ```
+    pub fn set_all(mut self, values: impl Serialize) -> Update {
+        match serde_json::to_value(values) {
+            Ok(Value::Object(all)) => {
+                let given = all.into_iter().filter(|(_, value)| !value.is_null());
+                self.attributes.extend(given);
+            }
+            Ok(Value::Null) => {}
+            Ok(_) | Err(_) => self.misplaced.values = true,
+        }
         self
     }
 
@@ -230,7 +262,10 @@ impl Update {
             let found_on = format!("a {} target ({of})", target.kind());
             found.push(Violation::new(name, Rule::Unsupported, found_on));
         }
-        if self.attributes.is_empty() && self.remove.is_empty() {
+        if self.misplaced.values {
+            let not_object = "something else than a map or a struct in set_all";
+            found.push(Violation::new("attributes", Rule::Type, not_object));
+        } else if self.attributes.is_empty() && self.remove.is_empty() {
             found.push(Violation::new("attributes", Rule::NothingToDo, "nothing"));
         }
         attributes::check(&self.attributes, target.values(), limits, &mut found);

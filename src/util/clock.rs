@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::error::Result;
-pub use crate::util::date::rfc3339;
+pub use crate::util::date::{rfc3339, short};
 use crate::util::sync::{Cancel, Mutex, SLICE, lock};
 
 /// A source of time, and the way to wait for it to pass.

@@ -255,6 +255,28 @@ pub(crate) mod millis {
     }
 }
 
+/// A duration for a message, in three digits at most: `41 ms`, `1.3 s`, `20 min`, `2.5 h`.
+pub fn short(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    for (unit, size, next) in [
+        ("ms", 0.001, 999.5),
+        ("s", 1.0, 999.5),
+        ("min", 60.0, 99.95),
+        ("h", 3_600.0, 99.95),
+    ] {
+        let amount = seconds / size;
+        if amount < next {
+            // Of a tenth that is none, nothing is shown.
+            let text = match amount < 99.95 {
+                true => format!("{amount:.1}"),
+                false => format!("{amount:.0}"),
+            };
+            return format!("{} {unit}", text.trim_end_matches(".0"));
+        }
+    }
+    format!("{:.0} d", seconds / 86_400.0)
+}
+
 /// A duration as records write it: in whole milliseconds.
 pub(crate) fn whole_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -263,6 +285,29 @@ pub(crate) fn whole_millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn short_durations_have_three_digits_at_most() {
+        for (micros, text) in [
+            (0, "0 ms"),
+            (420, "0.4 ms"),
+            (1_000, "1 ms"),
+            (41_234, "41.2 ms"),
+            (99_940, "99.9 ms"),
+            (99_960, "100 ms"),
+            (999_400, "999 ms"),
+            (999_600, "1 s"),
+            (1_312_345, "1.3 s"),
+            (300_000_000, "300 s"),
+            (999_600_000, "16.7 min"),
+            (3_600_000_000, "60 min"),
+            (9_000_000_000, "2.5 h"),
+            (864_000_000_000, "10 d"),
+        ] {
+            assert_eq!(short(Duration::from_micros(micros)), text, "{micros}");
+        }
+        assert!(short(Duration::MAX).ends_with(" d"));
+    }
     use proptest::prelude::*;
 
     fn at(seconds: u64) -> SystemTime {

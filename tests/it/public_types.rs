@@ -203,6 +203,7 @@ fn debug_of_every_public_type_holds_no_value() {
     check("BatchReport", &report);
     check("Client", &client);
     check("Identity", &client.verify_credentials().unwrap());
+    check("ParticipantInfo", &client.participants("c").unwrap());
     check("Metrics", &client.metrics());
     check("Latency", &client.metrics().latency);
     check("Credentials", &Credentials::access_token(SECRET));

@@ -210,7 +210,7 @@ fn update_record_unknown_fields_are_named() {
     record["n".repeat(100_000)] = json!(1);
     assert!(refused(&record.to_string()).len() < 1_000);
     // Keys of attributes are the caller's.
-    let inner = r#"{"conversationId":"c","attributes":{"target":"x","unknown":1,"":2}}"#;
+    let inner = r#"{"conversationId":"c","participant":"agent","attributes":{"target":"x","unknown":1,"":2}}"#;
     assert_eq!(read(inner).unwrap().attributes().len(), 3);
 }
 
@@ -278,7 +278,7 @@ fn update_record_wrong_types_are_named() {
 #[test]
 fn update_record_null_is_absent() {
     let record = json!({
-        "conversationId": "c", "target": null, "participant": null, "record": null, "schema": null,
+        "conversationId": "c", "target": "conversation", "participant": null, "record": null, "schema": null,
         "attributes": {"k": "v"}, "remove": null, "ifVersion": null, "skipUnchanged": null,
         "unlocked": null,
     });

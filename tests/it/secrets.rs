@@ -225,6 +225,28 @@ impl Shared {
 }
 
 #[test]
+fn retry_is_logged_in_one_line_with_its_number_and_its_reason() {
+    let server = Server::start(|request| match request.method {
+        "POST" => token(),
+        _ => Resp::json(503, "{}"),
+    });
+    let client = builder(&server.url(), login()).build().unwrap();
+    let update = Update::participant("secrets-attempts", "p-1").set("tier", VALUE);
+    client.update(&update).unwrap_err();
+    let lines = logged("secrets-attempts");
+    let warned = lines.iter().filter(|(level, _)| *level == Level::Warn);
+    let warned = Vec::from_iter(warned.map(|(_, line)| line));
+    assert_eq!(warned.len(), 3, "{warned:?}");
+    for (number, line) in (2..).zip(warned) {
+        let attempt = format!(" answered 503; attempt {number} of 4, again in ");
+        let (_, wait) = line
+            .split_once(&attempt)
+            .unwrap_or_else(|| panic!("{line}"));
+        assert!(wait.len() <= "99.9 ms".len(), "{line}");
+    }
+}
+
+#[test]
 fn leak_search_finds_planted_secrets() {
     assert!(NUMBER.to_string() == HIDDEN[5] && NUMBER < 1_000_000_000);
     capture();

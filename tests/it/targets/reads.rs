@@ -10,12 +10,18 @@ fn participants_are_told_with_one_request_and_in_one_line_each() {
     let lines = Vec::from_iter(found.iter().map(ToString::to_string));
     assert_eq!(
         lines,
-        ["agent c-1-agent, left", "customer c-1-customer, active"]
+        [
+            "agent c-1-agent since 2026-01-01T00:00:00.000Z, left",
+            "customer c-1-customer since 2026-01-01T00:00:00.000Z, active"
+        ]
     );
     let json = serde_json::to_value(&found).unwrap();
     assert_eq!(
         json[1],
-        json!({"id": "c-1-customer", "purpose": "customer", "active": true})
+        json!({
+            "id": "c-1-customer", "purpose": "customer", "active": true,
+            "connectedTime": "2026-01-01T00:00:00.000Z",
+        })
     );
     assert_eq!(json[0]["endTime"], END);
     assert_eq!(client.metrics().requests, 2); // one of them is the login
@@ -24,6 +30,143 @@ fn participants_are_told_with_one_request_and_in_one_line_each() {
     assert_eq!(absent.http_status(), Some(404));
     let wrong = client.participants("a/b").unwrap_err();
     assert_eq!(wrong.violations()[0].key, "conversationId");
+}
+
+#[test]
+fn every_call_of_a_client_with_bounds_keeps_them() {
+    let sandbox = sandbox();
+    sandbox.world(|world| world.script(Fault::on_api(Action::status(503)).always()));
+    let clock = ManualClock::new();
+    let plain = builder(&sandbox)
+        .clock(clock.clone())
+        .retry(RetryPolicy::default().with_max_attempts(40))
+        .build()
+        .unwrap();
+    let target = Target::participant("c-1", "customer");
+    let update = Update::new(target.clone()).set("k", "v");
+    let calls: [(&str, &dyn Fn(&Client) -> Option<Error>); 6] = [
+        ("read", &|client| client.read(&target).err()),
+        ("participants", &|client| client.participants("c-1").err()),
+        ("preview", &|client| client.preview(&update).err()),
+        ("verify_credentials", &|client| {
+            client.verify_credentials().err()
+        }),
+        ("update", &|client| client.update(&update).err()),
+        ("update_with", &|client| {
+            client.update_with(&target, |_| Ok(None)).err()
+        }),
+    ];
+    let bounded = plain.with_deadline(Duration::from_secs(3));
+    let cancel = genesys_attributes::Cancel::new();
+    cancel.cancel();
+    let cancelled = plain.with_cancel(&cancel);
+    for (name, call) in calls {
+        let slept = |client: &Client| {
+            let before = clock.sleeps().len();
+            assert_eq!(call(client).unwrap().kind(), ErrorKind::Server, "{name}");
+            clock.sleeps()[before..].iter().sum::<Duration>()
+        };
+        assert!(slept(&bounded) <= Duration::from_secs(3), "{name}");
+        assert!(slept(&plain) > Duration::from_secs(30), "{name}");
+        assert_eq!(
+            call(&cancelled).unwrap().kind(),
+            ErrorKind::Cancelled,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn receipts_and_targets_are_shown_in_one_line() {
+    let sandbox = sandbox();
+    let client = client(&sandbox);
+    let update = Update::participant("c-1", "customer").set("k", "v");
+    assert_eq!(
+        update.target().to_string(),
+        "participant customer of conversation c-1"
+    );
+    let receipt = client.update(&update).unwrap();
+    assert_eq!(
+        receipt.to_string(),
+        "applied: c-1 / c-1-customer, 1 write, 2 requests, 0 ms"
+    );
+    let receipt = client
+        .update(&Update::conversation("c-1").set("k", 1))
+        .unwrap();
+    assert_eq!(
+        receipt.to_string(),
+        "applied: c-1, version 2 (was 1), 1 write, 2 requests, 0 ms"
+    );
+    let odd = Target::conversation("a\nb").to_string();
+    assert!(!odd.contains('\n'), "{odd}");
+}
+
+#[test]
+fn forbidden_names_permissions_of_its_own_store_or_none() {
+    for (target, named, others) in [
+        (Target::participant("c-1", "p-1"), None, "conversation:"),
+        (
+            Target::secure("c-1"),
+            Some("conversation:participant:attributesedit"),
+            "customAttributes",
+        ),
+        (
+            Target::custom("c-1", "r-1"),
+            Some("conversation:customAttributes"),
+            "attributesedit",
+        ),
+        (
+            Target::conversation("c-1"),
+            Some("conversation:attributes:write"),
+            "attributesedit",
+        ),
+    ] {
+        let sandbox = sandbox();
+        let refusal = raw(403, json!({ "code": "not.authorized", "message": "no" }));
+        script(&sandbox, [Fault::on_api(refusal).always()]);
+        let client = client(&sandbox);
+        for error in [
+            client
+                .update(&Update::new(target.clone()).set("k", "v"))
+                .unwrap_err(),
+            client.read(&target).unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Forbidden);
+            let text = error.to_string().replace("conversation: ", "");
+            assert!(named.is_none_or(|named| text.contains(named)), "{text}");
+            assert!(!text.contains(others), "{text}");
+        }
+        // What the platform names is all that is told.
+        let body = json!({ "code": "missing.any.permissions", "message": "[a:b:c]" });
+        let listed = crate::targets::sandbox();
+        script(&listed, [Fault::on_api(raw(403, body)).always()]);
+        let error = crate::targets::client(&listed).read(&target).unwrap_err();
+        assert_eq!(error.missing_permissions(), ["a:b:c"]);
+        assert!(
+            !error.to_string().contains(" asks for") && !error.to_string().contains(" ask for"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn set_all_takes_maps_and_structs_and_refuses_the_rest() {
+    let update = || Update::participant("c-1", "customer");
+    let map = std::collections::BTreeMap::from([("a", Some("x")), ("b", None)]);
+    assert_eq!(update().set_all(&map), update().set("a", "x"));
+    assert_eq!(
+        update().set_all(json!({"n": 1, "z": null})),
+        update().set("n", 1)
+    );
+    assert_eq!(
+        update().set("a", 1).set_all(None::<()>),
+        update().set("a", 1)
+    );
+    for wrong in [json!([1]), json!("text"), json!(7)] {
+        let error = update().set("a", 1).set_all(wrong).validate().unwrap_err();
+        assert_eq!(error.violations()[0].rule, Rule::Type);
+        assert!(error.to_string().contains("set_all"), "{error}");
+    }
 }
 
 #[test]

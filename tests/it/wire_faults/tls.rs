@@ -330,7 +330,8 @@ fn client_certificate_is_shown_to_a_server_that_asks_for_one() {
         let clock = ManualClock::new();
         let client = with(&server).clock(clock.clone()).build().unwrap();
         let error = client.update(&direct()).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Connect, "{error}");
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        assert_eq!(error.kind(), ErrorKind::Connect, "{error} {cause:?}");
         assert!(
             error.to_string().contains("see client_certificate"),
             "{error}"
