@@ -80,6 +80,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `rustls` (default) | https; without it only loopback http, `allow_http` or an own [`http::Transport`] |
+//! | `client-certificate` | [`ClientBuilder::client_certificate`], for gateways that ask for one |
 //! | `testing` | an in-memory platform to test your own code with |
 //! | `forward` | the modules `forward` and `webhook`: from the audit file to webhooks and queues, also after a crash |
 //! | `cli` | the program `genesys-attributes` |

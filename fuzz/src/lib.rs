@@ -299,7 +299,8 @@ pub fn settings(data: &[u8]) {
         return;
     };
     let names_a_file = |fields: &Value| {
-        fields.get("rootCertificatesFile").is_some() || fields.pointer("/audit/file").is_some()
+        let names = ["/rootCertificatesFile", "/clientCertificateFile", "/audit/file"];
+        names.iter().any(|name| fields.pointer(name).is_some())
     };
     match Settings::from_json(text) {
         Ok(settings) if !serde_json::from_str(text).is_ok_and(|v| names_a_file(&v)) => {

@@ -488,7 +488,8 @@ impl Client {
         cancel: Option<&Cancel>,
     ) -> Result<Response> {
         let session = &self.core()?.session;
-        let mut policy = session.wire.policy;
+        let mut policy = self.policy();
+        let cancel = cancel.or(self.cancel.as_ref());
         if caller == Caller::LookUp {
             policy.deadline = policy.deadline.min(LOOK_UP_DEADLINE);
         }

@@ -547,6 +547,30 @@ fn batch_gives_a_target_to_the_lines_that_name_none() {
 }
 
 #[test]
+fn line_that_names_no_target_is_refused_by_every_command_and_never_sent() {
+    let (_, server) = plain();
+    let folder = Folder::new("no-target");
+    let json = "{\"conversationId\":\"c-1\",\"attributes\":{\"k\":\"v\"}}\n";
+    let csv = "conversationId,k\nc-1,v\n";
+    for (text, option) in [(json, None), (csv, Some("--csv"))] {
+        let input = folder.file("in", text);
+        for args in [
+            &["validate"][..],
+            &["batch", "--dry-run"],
+            &["batch", "--diff"],
+            &["batch"],
+        ] {
+            let ended = run(program(&server).args(args).arg(&input).args(option));
+            assert_eq!(ended.code, 1, "{args:?} {}", ended.err);
+            for way in ["participant", "secure", "custom", "conversation"] {
+                assert!(ended.out.contains(way), "{args:?} {}", ended.out);
+            }
+        }
+    }
+    assert_eq!(server.requests(), 0);
+}
+
+#[test]
 fn participants_of_a_conversation_are_printed_as_a_table_and_as_json() {
     let sandbox = crate::sandbox::Sandbox::start();
     sandbox.world(|world| world.auto_create = true);

@@ -24,7 +24,7 @@ fn participants_are_told_with_one_request_and_in_one_line_each() {
         })
     );
     assert_eq!(json[0]["endTime"], END);
-    assert_eq!(client.metrics().requests, 2); // one of them is the login
+    assert_eq!(client.metrics().requests, 1);
     let absent = client.participants("absent").unwrap_err();
     assert_eq!(absent.kind(), ErrorKind::NotFound);
     assert_eq!(absent.http_status(), Some(404));

@@ -163,7 +163,11 @@ impl Https {
                 }
                 *theirs.connections.lock().unwrap() += 1;
                 // It ends with the client's closing, or with a handshake that fails.
+                let mut raw = stream.try_clone().unwrap();
                 let _ = theirs.serve(stream, &config);
+                // Closed with bytes unread, the connection would be reset, and its alert lost.
+                let _ = raw.shutdown(std::net::Shutdown::Write);
+                let _ = std::io::copy(&mut raw, &mut std::io::sink());
             }
         });
         Https {
