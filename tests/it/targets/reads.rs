@@ -44,7 +44,8 @@ fn every_call_of_a_client_with_bounds_keeps_them() {
         .unwrap();
     let target = Target::participant("c-1", "customer");
     let update = Update::new(target.clone()).set("k", "v");
-    let calls: [(&str, &dyn Fn(&Client) -> Option<Error>); 6] = [
+    type Call<'c> = &'c dyn Fn(&Client) -> Option<Error>;
+    let calls: [(&str, Call<'_>); 6] = [
         ("read", &|client| client.read(&target).err()),
         ("participants", &|client| client.participants("c-1").err()),
         ("preview", &|client| client.preview(&update).err()),
