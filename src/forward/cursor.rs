@@ -11,8 +11,9 @@ use super::failed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::audit::AuditRecord;
 use crate::report::audit::parts::{
-    Head, Place, beside, open_lock, private, siblings, sync_folder, try_lock,
+    Head, Part, Place, beside, open_lock, private, siblings, sync_folder, try_lock,
 };
+use crate::report::receipt::Status;
 use crate::util::random::unique_name;
 
 /// A place in a log, up to which it was read.
@@ -33,8 +34,14 @@ impl Mark {
         Mark {
             first: head.first,
             place: head.place,
-            offset: 0,
-            last: None,
+            ..Mark::default()
+        }
+    }
+
+    pub(super) fn end_of(part: &Part) -> Mark {
+        Mark {
+            offset: part.length,
+            ..Mark::beginning(part.head.clone())
         }
     }
 }
@@ -48,68 +55,60 @@ pub(super) struct Tail {
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct Cursor {
-    pub(super) version: u32,
+    version: u32,
     /// Everything before is delivered.
     pub(super) mark: Mark,
-    /// The first lines of other parts that are not to be read, where no number tells it.
-    pub(super) left: Vec<u64>,
     /// The intents before the mark without an outcome. They are kept whole, since the file that
     /// holds them may be gone when they are settled.
     pub(super) pending: Vec<Pending>,
-    /// The settled and delivered writes whose outcome is still to be read.
-    pub(super) told: Vec<String>,
 }
 
 /// An intent without an outcome.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Pending {
+    pub(super) record: AuditRecord,
     /// The log says that its writer has gone.
-    orphan: bool,
-    /// No process writes the log. It is not saved, since the next run may find a writer.
-    #[serde(skip)]
-    unwritten: bool,
+    pub(super) orphan: bool,
     /// Another write on top of the same version was applied, so this one was not.
     pub(super) superseded: bool,
-    /// When this run first found it without a writer.
+    /// When this run first found it without a writer. It is not saved: another log may have one.
     #[serde(skip)]
     pub(super) since: Option<Instant>,
-    pub(super) record: AuditRecord,
+    /// When and why a read of its target did not tell what became of it.
+    #[serde(skip)]
+    pub(super) unknown: Option<(Instant, String)>,
+    /// The status of its outcome as a read of its target tells it, and whether it may have been
+    /// applied all the same. It holds if the log, read to its end after that, says nothing else.
+    #[serde(skip)]
+    pub(super) verdict: Option<(Status, bool)>,
 }
 
 impl Pending {
     pub(super) fn new(record: AuditRecord) -> Pending {
         Pending {
+            record,
             orphan: false,
-            unwritten: false,
             superseded: false,
             since: None,
-            record,
+            unknown: None,
+            verdict: None,
         }
     }
 
+    /// True if its writer has gone.
     pub(super) fn is_orphan(&self) -> bool {
-        self.orphan || self.unwritten
-    }
-
-    /// Notes that its writer has gone, as the log says or the lock shows. False if that was known.
-    pub(super) fn orphaned(&mut self, by_log: bool) -> bool {
-        let was_known = self.is_orphan();
-        self.orphan |= by_log;
-        self.unwritten = true;
-        !was_known
+        self.orphan || self.since.is_some()
     }
 }
 
 const VERSION: u32 = 3;
 
 impl Cursor {
-    pub(super) fn at(mark: Mark, left: Vec<u64>) -> Cursor {
+    pub(super) fn new(mark: Mark, pending: Vec<Pending>) -> Cursor {
         Cursor {
             version: VERSION,
             mark,
-            left,
-            pending: Vec::new(),
-            told: Vec::new(),
+            pending,
         }
     }
 

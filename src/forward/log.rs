@@ -1,28 +1,25 @@
 //! Reading an audit file line by line while others append to it, through its rotations.
 //!
-//! A file is known again by its first line, whatever its name. The part that comes next is the one
-//! whose number says so; parts without a number come in the order of their names.
+//! The reader knows a file by its first line, whatever the file's name is. The next part of the log
+//! is the one whose number says so. Parts without numbers come in the order of their names.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::cursor::{Cursor, Mark, Tail};
+use super::cursor::{Mark, Tail};
 use super::failed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::audit::AuditRecord;
-use crate::report::audit::parts::{
-    Head, MAX_LINE, Part, hash, id_of, lock_of, renamed, siblings, try_lock,
-};
-use crate::util::sync::Cancel;
+use crate::report::audit::parts::{Head, MAX_LINE, Part, hash, id_of, parts};
 
 /// How much of the end of a line is kept, to know the line again.
 const TAIL: usize = 1 << 12;
-/// How many first lines of parts without a number are kept.
-const MOST_LEFT: usize = 4_096;
+/// How often a search is repeated while files are renamed.
+const TRIES: usize = 20;
 
-/// What is read next.
+/// What the reader finds next.
 pub(super) enum Found {
     Record(Box<AuditRecord>),
     /// A line that is no record.
@@ -34,60 +31,65 @@ pub(super) enum Found {
     End,
 }
 
+/// A reader of the log.
 pub(super) struct Log {
     path: PathBuf,
     reader: BufReader<File>,
-    /// Up to where it was read.
+    /// Up to where it has read.
     mark: Mark,
-    /// Where the line that was read last begins.
+    /// Where the line begins that it read last.
     start: u64,
-    /// A line whose end is not there yet, and how much of it was too long to keep.
+    /// A line without its end, and how many bytes before it were too many to keep.
     line: Vec<u8>,
     skipped: u64,
-    /// The file was renamed, and read to its end after that was seen.
+    /// The file was renamed, and read to its end after that showed.
     drained: bool,
     /// The parts that come next, as the folder showed them.
     upcoming: VecDeque<Part>,
-    /// The first lines of parts without a number that are not to be read.
-    left: Vec<u64>,
-    /// Up to where everything is done, and the parts that were left by then.
-    done: (Mark, Vec<u64>),
-    #[cfg(test)]
-    when_renamed: Option<Box<dyn FnMut()>>,
+    /// Up to where everything is done.
+    pub(super) done: Mark,
 }
 
 impl Log {
-    /// Opens the log where the cursor stands, or at its beginning; `None` while there is neither
-    /// a file of its name nor the cursor's.
-    pub(super) fn open(path: &Path, cursor: Option<&Cursor>) -> Result<Option<Log>> {
-        let here = present(path)?;
-        let Some(Cursor { mark, left, .. }) = cursor else {
-            let Some((file, head)) = here else {
-                return Ok(None);
+    /// Opens the log at the mark. Without one: at the beginning of the file that has the log's
+    /// name, or behind the last part. `None` while there is no part yet.
+    pub(super) fn open(path: &Path, mark: Option<&Mark>) -> Result<Option<Log>> {
+        for _ in 0..TRIES {
+            let is_here = present(path)?.is_some();
+            let parts = parts_now(path, mark)?;
+            let mut begun = parts.iter().filter(|part| part.head.began.is_some());
+            let (part, mark) = match mark {
+                None => match parts.iter().find(|part| part.path == path) {
+                    None => {
+                        let last = begun.next_back();
+                        (last, last.map(Mark::end_of))
+                    }
+                    own => (own, None),
+                },
+                Some(Mark { first: None, .. }) => (begun.next(), None),
+                Some(mark) => {
+                    let known = begun.find(|part| part.head.first == mark.first);
+                    (Some(known.ok_or_else(|| gone(path))?), Some(mark.clone()))
+                }
             };
-            let left = parts_before(path, head.place.is_some())?;
-            return Log::at(path, file, Mark::beginning(head), left).map(Some);
-        };
-        if mark.first.is_some() {
-            let found = found(path, here, mark)?;
-            let log = found.map(|file| Log::at(path, file, mark.clone(), left.clone()));
-            return log.transpose();
+            let (file, head) = match part {
+                Some(part) => match reopened(part) {
+                    Some(found) => found,
+                    None => continue,
+                },
+                None if is_here => Head::open(path).map_err(|e| unread(path, e))?,
+                None => return Ok(None),
+            };
+            let mark = mark.unwrap_or_else(|| Mark::beginning(head));
+            return Log::at(path, file, mark).map(Some);
         }
-        // Nothing was read yet.
-        let mut next = Next {
-            path,
-            mark,
-            left,
-            upcoming: &mut VecDeque::new(),
-        };
-        let Some((file, head)) = next.part()?.or(here) else {
-            return Ok(None);
-        };
-        Log::at(path, file, Mark::beginning(head), left.clone()).map(Some)
+        Err(gone(path))
     }
 
-    fn at(path: &Path, file: File, mark: Mark, left: Vec<u64>) -> Result<Log> {
-        let mut log = Log {
+    fn at(path: &Path, mut file: File, mark: Mark) -> Result<Log> {
+        file.seek(SeekFrom::Start(mark.offset))
+            .map_err(|e| unread(path, e))?;
+        let log = Log {
             path: path.to_owned(),
             reader: BufReader::with_capacity(1 << 16, file),
             start: mark.offset,
@@ -95,14 +97,9 @@ impl Log {
             skipped: 0,
             drained: false,
             upcoming: VecDeque::new(),
-            done: (mark.clone(), left.clone()),
+            done: mark.clone(),
             mark,
-            left,
-            #[cfg(test)]
-            when_renamed: None,
         };
-        let seek = log.reader.seek(SeekFrom::Start(log.mark.offset));
-        seek.map_err(|e| log.failed(e))?;
         log.check()?;
         Ok(log)
     }
@@ -111,53 +108,16 @@ impl Log {
         &self.path
     }
 
-    /// Where the line that was read last begins.
+    /// Where the line begins that was read last.
     pub(super) fn start(&self) -> u64 {
         self.start
     }
 
     /// Notes that everything that was read is done. True if that is news.
     pub(super) fn passed(&mut self) -> bool {
-        if self.done.0 == self.mark {
-            return false;
-        }
-        if self.done.0.first != self.mark.first {
-            self.done.1.clone_from(&self.left);
-        }
-        self.done.0.clone_from(&self.mark);
-        true
-    }
-
-    /// The cursor of what is done.
-    pub(super) fn cursor(&self) -> Cursor {
-        Cursor::at(self.done.0.clone(), self.done.1.clone())
-    }
-
-    /// Shows each record up to the end to `look`, without moving.
-    pub(super) fn ahead(
-        &mut self,
-        cancel: &Cancel,
-        mut look: impl FnMut(&AuditRecord),
-    ) -> Result<()> {
-        let mut file = self.reader.get_ref();
-        let before = file.stream_position().map_err(|e| self.failed(e))?;
-        let copy = file.try_clone().map_err(|e| self.failed(e))?;
-        let read = || -> Result<()> {
-            let mut ahead = Log::at(&self.path, copy, self.mark.clone(), self.left.clone())?;
-            loop {
-                Cancel::check(Some(cancel))?;
-                match ahead.next()? {
-                    Found::Record(record) => look(&record),
-                    Found::Torn { .. } => {}
-                    Found::End => return Ok(()),
-                }
-            }
-        };
-        let result = read();
-        // Both share one position.
-        let back = file.seek(SeekFrom::Start(before));
-        back.map_err(|e| self.failed(e))?;
-        result
+        let is_news = self.done != self.mark;
+        self.done.clone_from(&self.mark);
+        is_news
     }
 
     pub(super) fn next(&mut self) -> Result<Found> {
@@ -165,52 +125,40 @@ impl Log {
             if let Some(found) = self.line()? {
                 return Ok(found);
             }
-            let length = self.reader.get_ref().metadata();
-            let length = length.map_err(|e| self.failed(e))?.len();
-            if length < self.mark.offset + self.line.len() as u64 + self.skipped {
-                return Err(truncated(&self.path, self.mark.offset));
+            if let Some(found) = self.at_its_end()? {
+                return Ok(found);
             }
-            if self.is_present()? {
-                return Ok(self.end());
-            }
-            #[cfg(test)]
-            if let Some(hook) = self.when_renamed.as_mut() {
-                hook();
-            }
-            // What was written before the rename is there by now.
-            if !std::mem::replace(&mut self.drained, true) {
-                continue;
-            }
-            let mut next = Next {
-                path: &self.path,
-                mark: &self.mark,
-                left: &self.left,
-                upcoming: &mut self.upcoming,
-            };
-            let Some((file, head)) = next.part()? else {
-                return Ok(self.end());
-            };
-            if !self.line.is_empty() || self.skipped > 0 {
-                return Ok(self.torn());
-            }
-            if let (Some(first), None) = (self.mark.first, &self.mark.place) {
-                self.left.push(first);
-                if self.left.len() > MOST_LEFT {
-                    self.left.remove(0);
-                }
-            }
-            self.upcoming.pop_front();
-            self.mark = Mark::beginning(head);
-            self.reader = BufReader::with_capacity(1 << 16, file);
-            self.reader.rewind().map_err(|e| self.failed(e))?;
-            self.start = 0;
-            self.drained = false;
         }
     }
 
-    fn end(&mut self) -> Found {
-        self.drained = false;
-        Found::End
+    /// Goes on to the next part, if the file was renamed. `None` when there may be more to read.
+    fn at_its_end(&mut self) -> Result<Option<Found>> {
+        let length = self.reader.get_ref().metadata();
+        let length = length.map_err(|e| unread(&self.path, e))?.len();
+        if length < self.mark.offset + self.line.len() as u64 + self.skipped {
+            return Err(truncated(&self.path, self.mark.offset));
+        }
+        // What was written before the rename is there after it.
+        let was_drained = std::mem::take(&mut self.drained);
+        if self.is_present()? {
+            return Ok(Some(Found::End));
+        }
+        if !was_drained {
+            self.drained = true;
+            return Ok(None);
+        }
+        let Some((file, head)) = self.next_part()? else {
+            return Ok(Some(Found::End));
+        };
+        if !self.line.is_empty() || self.skipped > 0 {
+            let line = std::mem::take(&mut self.line);
+            return Ok(Some(self.torn(&line)));
+        }
+        self.upcoming.pop_front();
+        self.mark = Mark::beginning(head);
+        self.reader = BufReader::with_capacity(1 << 16, file);
+        self.start = 0;
+        Ok(None)
     }
 
     /// True if the file that is read has the log's name.
@@ -218,9 +166,9 @@ impl Log {
         let here = match Head::open(&self.path) {
             Ok((_, here)) => here,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(e) => return Err(self.failed(e)),
+            Err(e) => return Err(unread(&self.path, e)),
         };
-        if self.mark.first.is_none() && here.first.is_some() {
+        if self.mark.first.is_none() {
             // Its first line may have come since it was opened.
             self.look_at_the_beginning()?;
         }
@@ -230,55 +178,44 @@ impl Log {
     /// The next whole line, if there is one.
     fn line(&mut self) -> Result<Option<Found>> {
         loop {
-            if self.reader.buffer().is_empty() {
-                let read = self.reader.fill_buf().map(<[u8]>::is_empty);
-                if read.map_err(|e| self.failed(e))? {
-                    return Ok(None);
-                }
+            let buffered = self.reader.buffer().len();
+            let room = MAX_LINE.saturating_sub(self.line.len()) as u64;
+            let mut reader = self.reader.by_ref().take(room);
+            let read = reader.read_until(b'\n', &mut self.line);
+            let read = read.map_err(|e| unread(&self.path, e))?;
+            if read == 0 {
+                return Ok(None);
+            }
+            if read > buffered {
                 // After it was read: what is there now was there then.
                 self.check()?;
             }
-            let buffer = self.reader.buffer();
-            let end = buffer.iter().position(|byte| *byte == b'\n');
-            let part = buffer.get(..end.map_or(buffer.len(), |end| end + 1));
-            let part = part.unwrap_or(buffer);
-            let bytes = part.len();
-            self.line.extend_from_slice(part);
-            self.reader.consume(bytes);
-            if self.line.len() > MAX_LINE {
-                self.skipped += self.line.len() as u64;
-                self.line.clear();
-            }
-            if end.is_none() {
+            if !self.line.ends_with(b"\n") {
+                if self.line.len() >= MAX_LINE {
+                    self.skipped += self.line.len() as u64;
+                    self.line.clear();
+                }
                 continue;
             }
-            if self.skipped > 0 {
-                return Ok(Some(self.torn()));
-            }
             let line = std::mem::take(&mut self.line);
-            self.consumed(&line, line.len() as u64);
-            let found = match serde_json::from_slice::<AuditRecord>(&line) {
-                Ok(record) => Some(Found::Record(Box::new(record))),
-                Err(_) if line == b"\n" => None,
-                Err(_) => Some(Found::Torn {
-                    offset: self.start,
-                    bytes: line.len() as u64,
-                }),
-            };
-            // Its room is used again.
-            self.line = line;
-            self.line.clear();
-            if found.is_some() {
-                if self.mark.first.is_none() {
-                    self.look_at_the_beginning()?;
-                }
-                return Ok(found);
+            let is_whole = self.skipped == 0;
+            let torn = self.torn(&line);
+            if is_whole && line == b"\n" {
+                continue;
             }
+            if self.mark.first.is_none() {
+                self.look_at_the_beginning()?;
+            }
+            return Ok(Some(match serde_json::from_slice(&line) {
+                Ok(record) if is_whole => Found::Record(Box::new(record)),
+                _ => torn,
+            }));
         }
     }
 
-    /// Moves the mark behind a line, of which `line` is the end.
-    fn consumed(&mut self, line: &[u8], bytes: u64) {
+    /// Moves the mark behind a line, of which `line` is the end, and takes it for torn.
+    fn torn(&mut self, line: &[u8]) -> Found {
+        let bytes = line.len() as u64 + std::mem::take(&mut self.skipped);
         let tail = line.get(line.len().saturating_sub(TAIL)..).unwrap_or(line);
         self.start = self.mark.offset;
         self.mark.offset += bytes;
@@ -286,23 +223,16 @@ impl Log {
             hash: hash(tail),
             bytes: tail.len() as u64,
         });
-    }
-
-    fn look_at_the_beginning(&mut self) -> Result<()> {
-        let head = Head::of(self.reader.get_ref()).map_err(|e| self.failed(e))?;
-        (self.mark.first, self.mark.place) = (head.first, head.place);
-        Ok(())
-    }
-
-    fn torn(&mut self) -> Found {
-        let bytes = self.skipped + self.line.len() as u64;
-        let line = std::mem::take(&mut self.line);
-        self.consumed(&line, bytes);
-        self.skipped = 0;
         Found::Torn {
             offset: self.start,
             bytes,
         }
+    }
+
+    fn look_at_the_beginning(&mut self) -> Result<()> {
+        let head = Head::of(self.reader.get_ref()).map_err(|e| unread(&self.path, e))?;
+        (self.mark.first, self.mark.place) = (head.first, head.place);
+        Ok(())
     }
 
     /// Refuses a file that was cut or changed before the mark: the line that was read last is no
@@ -320,36 +250,99 @@ impl Log {
             file.seek(SeekFrom::Start(before))?;
             Ok(read)
         });
-        match read.map_err(|e| self.failed(e))? {
+        match read.map_err(|e| unread(&self.path, e))? {
             Ok(()) if hash(&bytes) == last.hash => Ok(()),
-            Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(self.failed(e)),
+            Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(unread(&self.path, e)),
             _ => Err(truncated(&self.path, self.mark.offset)),
         }
     }
 
-    /// Runs `while_locked` if no process writes the log, and before one may.
-    pub(super) fn unwritten<R>(
-        &mut self,
-        while_locked: impl FnOnce(&mut Log) -> Result<R>,
-    ) -> Result<Option<R>> {
-        let lock = match File::open(lock_of(&self.path)) {
-            Ok(lock) if try_lock(&lock) => Some(lock),
-            // Only writers make it.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            _ => return Ok(None),
-        };
-        let result = while_locked(self).map(Some);
-        drop(lock);
-        result
+    /// The part that comes next; `None` while there is none.
+    fn next_part(&mut self) -> Result<Option<(File, Head)>> {
+        let mut problem = gone(&self.path);
+        for _ in 0..TRIES {
+            if let Some(part) = self.upcoming.front() {
+                match reopened(part) {
+                    Some(found) => return Ok(Some(found)),
+                    // Renamed once more.
+                    None => self.upcoming.clear(),
+                }
+            }
+            let here = present(&self.path)?.and_then(|head| head.first);
+            let mut parts = parts_now(&self.path, Some(&self.mark))?;
+            let is_now = |part: &Part| match self.mark.first {
+                Some(_) => part.head.first == self.mark.first,
+                None => part.head.began.is_none(),
+            };
+            let after = match (parts.iter().rposition(is_now), &self.mark.place) {
+                (Some(now), _) => now + 1,
+                (None, Some(now)) => parts.partition_point(|part| part.number() <= now.part),
+                (None, None) if self.mark.first.is_none() => 0,
+                (None, None) => continue,
+            };
+            let next = parts.split_off(after);
+            match next.first() {
+                Some(part) => match self.refusal(part) {
+                    None => self.upcoming = next.into(),
+                    Some(error) => problem = error,
+                },
+                None if here.is_none() || here == self.mark.first => return Ok(None),
+                None => {
+                    let path = self.path.display();
+                    problem = refused(&format!("{path} does not continue the log"));
+                }
+            }
+        }
+        Err(problem)
     }
 
-    fn failed(&self, error: io::Error) -> Error {
-        unread(&self.path, error)
+    /// Why a part does not continue the one that was read before.
+    fn refusal(&self, next: &Part) -> Option<Error> {
+        let path = next.path.display();
+        match (&self.mark.place, &next.head.place) {
+            (Some(now), Some(next)) if next.part > now.part + 1 => {
+                let missing = now.part + 1;
+                Some(refused(&format!(
+                    "part {missing} of the log is missing before {path}"
+                )))
+            }
+            _ if next.head.began.is_none() => Some(refused(&format!(
+                "{path} was compressed before it was forwarded"
+            ))),
+            _ => None,
+        }
     }
 }
 
-/// The file that has the log's name, and its beginning.
-fn present(path: &Path) -> Result<Option<(File, Head)>> {
+/// The parts of the log, as two looks at the folder show them: a file that is renamed during a look
+/// may be missing from it.
+fn parts_now(path: &Path, mark: Option<&Mark>) -> Result<Vec<Part>> {
+    let place = match mark.and_then(|mark| mark.place.clone()) {
+        None => present(path)?.and_then(|head| head.place),
+        place => place,
+    };
+    let id = place.map(|place| place.log).or_else(|| id_of(path));
+    let look = || parts(path, id.as_deref()).map_err(|e| unread(path, e));
+    let firsts = |parts: &[Part]| Vec::from_iter(parts.iter().map(|part| part.head.first));
+    let mut found = look()?;
+    for _ in 0..TRIES {
+        let before = firsts(&found);
+        found = look()?;
+        if firsts(&found) == before {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// Opens a part; `None` if its name leads to another file by now.
+fn reopened(part: &Part) -> Option<(File, Head)> {
+    let found = Head::open(&part.path).ok();
+    found.filter(|(_, head)| head.first == part.head.first)
+}
+
+/// The beginning of the file that has the log's name.
+fn present(path: &Path) -> Result<Option<Head>> {
     match Head::open(path) {
         Ok((_, head)) if head.is_foreign => Err(Error::new(
             ErrorKind::InvalidInput,
@@ -358,244 +351,10 @@ fn present(path: &Path) -> Result<Option<(File, Head)>> {
                 path.display()
             ),
         )),
-        Ok(found) => Ok(Some(found)),
+        Ok((_, head)) => Ok(Some(head)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(unopened(path).with_source(e)),
     }
-}
-
-/// The first lines of the parts that were renamed before the first run, which does not read them.
-/// Where the log's own file has a number, theirs are known to be lower.
-pub(super) fn parts_before(path: &Path, is_numbered: bool) -> Result<Vec<u64>> {
-    let mut left = Vec::new();
-    for sibling in siblings(path).map_err(|e| unread(path, e))? {
-        let head = Head::open(&sibling).map(|(_, head)| head);
-        let head = head.ok().filter(|head| head.began.is_some());
-        left.extend(
-            head.filter(|head| !is_numbered || head.place.is_none())
-                .and_then(|h| h.first),
-        );
-    }
-    Ok(left)
-}
-
-/// The search for the part that comes next.
-struct Next<'a> {
-    path: &'a Path,
-    mark: &'a Mark,
-    left: &'a [u64],
-    /// What an earlier search found.
-    upcoming: &'a mut VecDeque<Part>,
-}
-
-impl Next<'_> {
-    /// The part that comes next; `None` while there is none.
-    fn part(&mut self) -> Result<Option<(File, Head)>> {
-        let mut problem = None;
-        for _ in 0..20 {
-            if let Some(part) = self.upcoming.front() {
-                match Head::open(&part.path) {
-                    Ok((file, head)) if head.first == part.head.first => {
-                        return Ok(Some((file, head)));
-                    }
-                    // Renamed once more.
-                    _ => self.upcoming.clear(),
-                }
-            }
-            // Opened before the search: a rename in between shows there.
-            let here = present(self.path)?;
-            let head = here.as_ref().map(|(_, head)| head.clone());
-            let parts = self.unread(head.as_ref())?;
-            let firsts =
-                |parts: &VecDeque<Part>| Vec::from_iter(parts.iter().map(|p| p.head.first));
-            // A file that is renamed during a search may be missing from it.
-            if firsts(&parts) != firsts(&self.unread(head.as_ref())?) {
-                continue;
-            }
-            let first = parts.front().map(|part| (&part.path, &part.head));
-            let next = match (first, &here) {
-                (Some((path, head)), _) => (path.as_path(), head),
-                (None, Some((_, head))) if head.first.is_some() => (self.path, head),
-                _ => return Ok(None),
-            };
-            problem = self.check(next.0, next.1).err();
-            if problem.is_some() {
-                continue;
-            }
-            match parts.is_empty() {
-                true => return Ok(here),
-                false => *self.upcoming = parts,
-            }
-        }
-        problem.map_or(Ok(None), Err)
-    }
-
-    /// The renamed parts that are still to be read, in the order of writing.
-    fn unread(&self, here: Option<&Head>) -> Result<VecDeque<Part>> {
-        let of = |head: &Head| head.place.as_ref().map(|place| place.log.clone());
-        let own = self.mark.place.as_ref().map(|place| place.log.clone());
-        let id = own
-            .or_else(|| here.and_then(of))
-            .or_else(|| id_of(self.path));
-        let mut parts = renamed(self.path, id.as_deref()).map_err(|e| unread(self.path, e))?;
-        let is_now = |part: &Part| part.head.first == self.mark.first;
-        let now = parts
-            .iter()
-            .find(|part| is_now(part))
-            .map(|part| by_name(&part.path));
-        // Of copies the longest.
-        let mut longest: HashMap<u64, u64> = HashMap::new();
-        for part in &parts {
-            let most = longest
-                .entry(part.head.first.unwrap_or_default())
-                .or_default();
-            *most = part.length.max(*most);
-        }
-        parts.retain(|part| {
-            let first = part.head.first.unwrap_or_default();
-            let is_before = match (&self.mark.place, &part.head.place) {
-                (Some(now), Some(place)) => place.part < now.part,
-                _ => false,
-            };
-            let is_copy = longest.get(&first) != Some(&part.length);
-            let is_here = here.is_some_and(|here| here.first == part.head.first);
-            let is_next = !(is_before || is_copy || is_here || is_now(part));
-            if is_next {
-                longest.remove(&first);
-            }
-            is_next && !self.left.contains(&first)
-        });
-        // Numbers count up or down from one rotation to the next, and the part that was read
-        // before tells which.
-        let unnumbered = parts
-            .iter()
-            .filter(|part| part.head.place.is_none())
-            .count();
-        if let (Some(now), Some(parts)) = (now, parts.get_mut(..unnumbered)) {
-            parts.sort_by_key(|part| by_name(&part.path));
-            if parts.last().is_some_and(|part| by_name(&part.path) < now) {
-                parts.reverse();
-            }
-        }
-        Ok(parts.into())
-    }
-
-    /// Refuses a file that does not continue the part that was read before.
-    fn check(&self, path: &Path, next: &Head) -> Result<()> {
-        let Some(now) = &self.mark.place else {
-            return self.check_compressed();
-        };
-        let problem = match &next.place {
-            Some(next) if next.log == now.log && next.part <= now.part + 1 => return Ok(()),
-            Some(next) if next.log == now.log => format!(
-                "part {} of the log is missing before {}: bring it back into the folder under a \
-                 name that begins with the log's, decompressed",
-                now.part + 1,
-                path.display()
-            ),
-            _ => format!(
-                "{} does not continue the log, whose last part is {}: rotate by renaming (no \
-                 copytruncate), and bring the right file back",
-                path.display(),
-                now.part
-            ),
-        };
-        Err(Error::new(
-            ErrorKind::InvalidInput,
-            format!("{problem}; to go on without it, remove the cursor"),
-        ))
-    }
-
-    /// Refuses to go on where the name of a compressed file without a number is between that of
-    /// the part that was read and the log's.
-    fn check_compressed(&self) -> Result<()> {
-        let Some(first) = self.mark.first else {
-            return Ok(());
-        };
-        let others = siblings(self.path).map_err(|e| unread(self.path, e))?;
-        let is_now =
-            |other: &&PathBuf| Head::open(other).is_ok_and(|(_, h)| h.first == Some(first));
-        let Some(now) = others.iter().find(is_now) else {
-            return Ok(());
-        };
-        let counts_down = now.extension().is_some_and(|number| {
-            let number = number.as_encoded_bytes();
-            number.len() < 6 && number.iter().all(u8::is_ascii_digit)
-        });
-        let now = by_name(now);
-        for other in others.iter().filter(|other| is_compressed(other)) {
-            let name = by_name(&other.with_extension(""));
-            if name != now && counts_down == (name < now) {
-                return Err(Error::new(
-                    ErrorKind::InvalidInput,
-                    format!(
-                        "{} was compressed before it was forwarded: decompress it, and compress \
-                         later from now on (delaycompress)",
-                        other.display()
-                    ),
-                ));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn is_compressed(path: &Path) -> bool {
-    let ending = path.extension().unwrap_or_default();
-    ["gz", "zst", "xz", "bz2", "lz4"]
-        .iter()
-        .any(|known| ending == *known)
-}
-
-/// Orders names that end in numbers.
-fn by_name(path: &Path) -> (usize, PathBuf) {
-    (path.as_os_str().len(), path.to_owned())
-}
-
-/// The file in which the cursor stands, which may have been renamed since; `None` when no file has
-/// the log's name either.
-fn found(path: &Path, here: Option<(File, Head)>, wanted: &Mark) -> Result<Option<File>> {
-    let is_it = |head: &Head| head.first == wanted.first;
-    let mut best: Option<(u64, File)> = None;
-    let mut compressed = None;
-    let is_absent = here.is_none();
-    let others = siblings(path).map_err(|e| unread(path, e))?;
-    let others = others
-        .into_iter()
-        .map(|other| (Head::open(&other).ok(), other));
-    for (found, name) in [(here, path.to_owned())].into_iter().chain(others) {
-        let Some((file, _)) = found.filter(|(_, head)| is_it(head)) else {
-            if is_compressed(&name) {
-                compressed = Some(name);
-            }
-            continue;
-        };
-        let length = file.metadata().map_err(|e| unread(&name, e))?.len();
-        // Of copies the longest.
-        if best.as_ref().is_none_or(|(most, _)| length > *most) {
-            best = Some((length, file));
-        }
-    }
-    let problem = match (best, compressed) {
-        (Some((length, _)), _) if length < wanted.offset => {
-            return Err(truncated(path, wanted.offset));
-        }
-        (Some((_, file)), _) => return Ok(Some(file)),
-        (None, Some(name)) => format!(
-            "the rotated file that the cursor stands in is gone: if {} is that file, decompress \
-             it, and compress later from now on (delaycompress)",
-            name.display()
-        ),
-        (None, None) if is_absent => return Ok(None),
-        (None, None) => format!(
-            "the cursor belongs to another file than {}, or the file was truncated: rotate by \
-             renaming (no copytruncate), and bring the file that it stands in back into the \
-             folder, under a name that begins with the log's; without a cursor the log is \
-             forwarded from its beginning",
-            path.display()
-        ),
-    };
-    Err(Error::new(ErrorKind::InvalidInput, problem))
 }
 
 fn unread(path: &Path, error: io::Error) -> Error {
@@ -604,26 +363,29 @@ fn unread(path: &Path, error: io::Error) -> Error {
 
 /// The error of a log that is not there.
 pub(super) fn unopened(path: &Path) -> Error {
-    Error::new(
-        ErrorKind::InvalidInput,
-        format!(
-            "the audit file {} cannot be opened: check it",
-            path.display()
-        ),
-    )
+    let path = path.display();
+    let problem = format!("the audit file {path} cannot be opened: check it");
+    Error::new(ErrorKind::InvalidInput, problem)
 }
 
 fn truncated(path: &Path, offset: u64) -> Error {
-    Error::new(
-        ErrorKind::InvalidInput,
-        format!(
-            "{} was truncated or its lines were changed: what was read last, up to offset \
-             {offset}, is not there any more: rotate by renaming (no copytruncate), and remove \
-             the cursor to forward the file from its beginning",
-            path.display()
-        ),
-    )
+    let path = path.display();
+    let problem = format!("{path} was truncated or its lines were changed before offset {offset}");
+    refused(&problem)
 }
+
+fn gone(path: &Path) -> Error {
+    let path = path.display();
+    refused(&format!(
+        "the file that the cursor stands in is gone, and {path} is another file, or was truncated"
+    ))
+}
+
+fn refused(problem: &str) -> Error {
+    const ADVICE: &str = "rotate by renaming (no copytruncate) and compress later         (delaycompress); bring the file back into the folder, decompressed, under a name that         begins with the log's. To go on without it, remove the cursor: then the log's own file is         forwarded from its beginning";
+    Error::new(ErrorKind::InvalidInput, format!("{problem}: {ADVICE}"))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -661,15 +423,11 @@ mod tests {
         append(&path, &record("a"));
         let mut log = Log::open(&path, None).unwrap().unwrap();
         assert_eq!(id(log.next().unwrap()).unwrap(), "a");
+        assert!(log.line().unwrap().is_none());
+        append(&path, &record("b"));
         std::fs::rename(&path, &old).unwrap();
         append(&path, &record("c"));
-        let late = old.clone();
-        let mut text = Some(record("b"));
-        log.when_renamed = Some(Box::new(move || {
-            if let Some(text) = text.take() {
-                append(&late, &text);
-            }
-        }));
+        assert!(log.at_its_end().unwrap().is_none());
         assert_eq!(id(log.next().unwrap()).unwrap(), "b");
         assert_eq!(id(log.next().unwrap()).unwrap(), "c");
         assert_eq!(id(log.next().unwrap()), None);

@@ -32,7 +32,7 @@ pub use sink::{Envelope, EnvelopeLines, ForwardReport, Orphan, Sink, Undelivered
 /// [`Sink`], in the order of the file.
 ///
 /// What it promises: each event at least once, in the order of the log, which for each conversation
-/// is the order of the writes. An event is sent again when its answer was lost; after a crash of
+/// is the order of the writes, but for [settled](Forwarder::settle) ones. An event is sent again when its answer was lost; after a crash of
 /// the forwarder those since its cursor was written last are (100 at most, or those of 1 s and the
 /// delivery under way); and a rotation may repeat one. The `webhook-id` tells repeats. What is not taken is tried again with backoff, and what comes after
 /// it waits.
@@ -168,10 +168,10 @@ impl Forwarder {
     /// with `settled: true` and without a version; else an outcome `failed`.
     ///
     /// A process has died if no process writes the log, or if a record
-    /// [`Opened`](crate::audit::AuditPhase::Opened) says that none did when its writer began. There the write
-    /// is settled before what comes after it is forwarded, so that its event keeps its place; what
-    /// cannot be read then is tried again later, every 30 s. A write is left alone for 3 s after
-    /// its intent, since a request may outlive its sender.
+    /// [`Opened`](crate::audit::AuditPhase::Opened) says that none did when its writer began. Writes
+    /// are settled at the end of the log, so that their events may come after later ones of their
+    /// conversation. What cannot be read then is tried again later, every 30 s. A write is left
+    /// alone for 3 s after its intent, since a request may outlive its sender.
     pub fn settle(mut self, client: Client) -> Forwarder {
         self.settle = Some(client);
         self

@@ -28,7 +28,7 @@ const SAVE_AFTER: Duration = Duration::from_secs(1);
 /// How often a follower looks for more at the end of the log.
 const POLL: Duration = Duration::from_millis(100);
 /// How often a run looks for writers, while there are intents without outcome.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(3);
+const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// How often progress is told during a long wait.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
@@ -37,88 +37,67 @@ pub(super) struct Run<'r> {
     pub(super) of: &'r mut Forwarder,
     pub(super) cancel: &'r Cancel,
     pub(super) log: Log,
-    /// Read while the lock was held, and still to be handled.
-    pub(super) peeked: Option<Found>,
     pub(super) pending: Vec<Pending>,
-    /// The settled and delivered writes whose outcome is still to be read.
-    pub(super) told: Vec<String>,
     pub(super) report: ForwardReport,
     /// Deliveries since the cursor was written.
     unsaved: u32,
-    pub(super) moved: bool,
-    /// This run has written the cursor.
+    /// The cursor has to be written: it moved, or this run has not written it yet.
+    moved: bool,
     is_begun: bool,
     saved_at: Instant,
     /// When the run last looked for writers.
     looked_at: Option<Instant>,
     /// When the record that waits for delivery was made.
     waiting: Option<SystemTime>,
-    /// Orphans that could not be settled, with the reason.
-    pub(super) unknown: Vec<(String, String)>,
-    pub(super) unknown_since: Instant,
     seeds: Seeds,
 }
 
 /// Runs a forwarder, whose cursor is locked.
 pub(super) fn run(of: &mut Forwarder, cancel: &Cancel) -> Result<ForwardReport> {
     check_dead_letters(&of.dead_letters)?;
-    let mut known = Cursor::read(&of.cursor)?;
-    let Some(log) = open(of, &mut known, cancel)? else {
-        return Ok(ForwardReport::default());
+    let (mut mark, pending) = match Cursor::read(&of.cursor)? {
+        Some(cursor) => (Some(cursor.mark), cursor.pending),
+        None => (None, Vec::new()),
     };
-    let now = of.clock.now();
-    let (pending, told) = known
-        .map(|cursor| (cursor.pending, cursor.told))
-        .unwrap_or_default();
+    // The first writer of the log may come later.
+    let log = loop {
+        match Log::open(&of.log, mark.as_ref())? {
+            None if !of.follow => return Err(log::unopened(&of.log)),
+            None => {}
+            Some(log) => break log,
+        }
+        if mark.is_none() {
+            // What comes from now on is read, also when it is renamed before it is seen.
+            let beginning = Cursor::new(mark.insert(Mark::default()).clone(), Vec::new());
+            beginning.write(&of.cursor)?;
+        }
+        if sleep_unless(of.clock.as_ref(), POLL, Some(cancel)).is_err() {
+            return Ok(ForwardReport::default());
+        }
+    };
     let mut run = Run {
         report: ForwardReport::default(),
         pending,
-        told,
         log,
-        peeked: None,
         unsaved: 0,
-        moved: false,
+        moved: true,
         is_begun: false,
-        saved_at: now,
+        saved_at: of.clock.now(),
         looked_at: None,
         waiting: None,
-        unknown: Vec::new(),
-        unknown_since: now,
         seeds: Seeds::new(None),
         cancel,
         of,
     };
     let ended = run.until_done();
-    let saved = run.save();
-    if ended.is_ok() {
-        // A cancelled run has not looked at what is left.
-        let _ = run.find_orphans();
-    }
+    let saved = match run.is_begun {
+        true => run.save(),
+        false => Ok(()),
+    };
     run.tell();
     let report = run.report;
     ended.and(saved)?;
     Ok(report)
-}
-
-/// Opens the log, whose first writer may come later; `None` when that was cancelled.
-fn open(of: &Forwarder, known: &mut Option<Cursor>, cancel: &Cancel) -> Result<Option<Log>> {
-    loop {
-        match Log::open(&of.log, known.as_ref())? {
-            None if !of.follow => return Err(log::unopened(&of.log)),
-            None => {}
-            log => return Ok(log),
-        }
-        if known.is_none() {
-            // What comes from now on is read, also when it is renamed before it is seen.
-            let left = log::parts_before(&of.log, false)?;
-            known
-                .insert(Cursor::at(Mark::default(), left))
-                .write(&of.cursor)?;
-        }
-        if sleep_unless(of.clock.as_ref(), POLL, Some(cancel)).is_err() {
-            return Ok(None);
-        }
-    }
 }
 
 /// Refuses to append dead letters to a file of another kind.
@@ -159,13 +138,15 @@ impl Run<'_> {
 
     /// Reads and handles one line, or waits for more; `false` at the end.
     fn step(&mut self) -> Result<bool> {
-        // The cursor stands behind what is handled now only when that is done.
-        let found = match self.peeked.take() {
-            Some(found) => found,
-            None => self.log.next()?,
-        };
+        match self.log.next()? {
+            Found::End => self.at_the_end(),
+            found => self.handle(found),
+        }
+    }
+
+    fn handle(&mut self, found: Found) -> Result<bool> {
         match found {
-            Found::Record(record) => self.handle(*record)?,
+            Found::Record(record) => self.handle_record(*record)?,
             Found::Torn { offset, bytes } => {
                 self.report.torn += 1;
                 warn!(
@@ -173,8 +154,9 @@ impl Run<'_> {
                     self.log.path().display()
                 );
             }
-            Found::End => return self.at_the_end(),
+            Found::End => {}
         }
+        // The cursor moves behind what was read when that is done.
         self.moved |= self.log.passed();
         let late = || self.of.clock.now().saturating_duration_since(self.saved_at);
         if self.unsaved >= SAVE_EVERY || self.unsaved > 0 && late() >= SAVE_AFTER {
@@ -187,15 +169,16 @@ impl Run<'_> {
     fn at_the_end(&mut self) -> Result<bool> {
         self.waiting = None;
         self.moved |= self.log.passed();
-        self.begin()?;
         self.save()?;
         let now = self.of.clock.now();
         let is_due = |at| now.saturating_duration_since(at) >= LOOK_EVERY;
         if !self.of.follow || self.looked_at.is_none_or(is_due) {
             self.looked_at = Some(now);
-            self.find_orphans()?;
+            if let Some(found) = self.find_orphans()? {
+                return self.handle(found);
+            }
         }
-        if self.peeked.is_some() || self.settle()? {
+        if self.settle()? {
             return Ok(true);
         }
         self.tell();
@@ -206,37 +189,28 @@ impl Run<'_> {
         Ok(true)
     }
 
-    fn handle(&mut self, record: AuditRecord) -> Result<()> {
+    fn handle_record(&mut self, record: AuditRecord) -> Result<()> {
         match record.phase {
-            AuditPhase::Opened => {
-                self.orphan_all(true);
-                return self.settle_all();
-            }
+            AuditPhase::Opened => self.orphan_all(true),
             AuditPhase::Intent => {
                 // Before anything is delivered, rather than at its outcome.
                 self.check_values(&record)?;
-                self.forget(&record.id);
+                self.pending
+                    .retain(|pending| pending.record.id != record.id);
                 self.pending.push(Pending::new(record));
-                return Ok(());
             }
-            AuditPhase::Outcome => {}
+            AuditPhase::Outcome => {
+                if is_applied(&record) {
+                    self.deliver(&record)?;
+                }
+                self.pending
+                    .retain(|pending| pending.record.id != record.id);
+                for pending in &mut self.pending {
+                    pending.superseded |= rules_out(&record, &pending.record);
+                }
+            }
         }
-        if let Some(at) = self.told.iter().position(|id| *id == record.id) {
-            self.told.remove(at);
-        } else if is_applied(&record) {
-            self.deliver(&record)?;
-        }
-        for pending in &mut self.pending {
-            pending.superseded |= rules_out(&record, &pending.record);
-        }
-        self.decided(&record);
-        self.forget(&record.id);
         Ok(())
-    }
-
-    /// Takes a write off the intents without outcome.
-    pub(super) fn forget(&mut self, id: &str) {
-        self.pending.retain(|pending| pending.record.id != id);
     }
 
     fn check_values(&self, record: &AuditRecord) -> Result<()> {
@@ -256,7 +230,7 @@ impl Run<'_> {
         ))
     }
 
-    pub(super) fn deliver(&mut self, record: &AuditRecord) -> Result<()> {
+    fn deliver(&mut self, record: &AuditRecord) -> Result<()> {
         self.check_values(record)?;
         let keys_only;
         let record = match record.target {
@@ -269,7 +243,10 @@ impl Run<'_> {
             }
             _ => record,
         };
-        self.begin()?;
+        if !self.is_begun {
+            // Before the first delivery: what cannot be remembered would be sent at every start.
+            self.save()?;
+        }
         self.waiting = Some(record.timestamp);
         let body = record.webhook_payload().to_string();
         let envelope = Envelope {
@@ -345,16 +322,6 @@ impl Run<'_> {
         }
     }
 
-    /// Writes the cursor before this run's first delivery. So events are not sent again and again
-    /// where it cannot be written; and what is renamed from now on is read.
-    fn begin(&mut self) -> Result<()> {
-        if !std::mem::replace(&mut self.is_begun, true) {
-            self.moved = true;
-            self.save()?;
-        }
-        Ok(())
-    }
-
     fn bury(&self, record: &AuditRecord, error: &Error, answer: &str) -> Result<()> {
         #[derive(Serialize)]
         struct DeadLetter<'a> {
@@ -395,14 +362,9 @@ impl Run<'_> {
         if !self.moved {
             return Ok(());
         }
-        let cursor = Cursor {
-            pending: self.pending.clone(),
-            told: self.told.clone(),
-            ..self.log.cursor()
-        };
+        let cursor = Cursor::new(self.log.done.clone(), self.pending.clone());
         cursor.write(&self.of.cursor)?;
-        self.moved = false;
-        self.unsaved = 0;
+        (self.moved, self.is_begun, self.unsaved) = (false, true, 0);
         self.saved_at = self.of.clock.now();
         Ok(())
     }
@@ -410,24 +372,25 @@ impl Run<'_> {
     fn tell(&mut self) {
         self.report.pending = self.pending.len() as u64;
         let orphans = self.pending.iter().filter(|pending| pending.is_orphan());
-        self.report.orphans = orphans.map(|one| self.orphan(&one.record)).collect();
+        self.report.orphans = orphans.map(orphan).collect();
         let age = |since| self.of.clock.wall().duration_since(since).ok();
         self.report.lag = self.waiting.and_then(age).unwrap_or_default();
         (self.of.progress)(&self.report);
     }
+}
 
-    fn orphan(&self, record: &AuditRecord) -> Orphan {
-        let known = self.unknown.iter().find(|(id, _)| *id == record.id);
-        Orphan {
-            id: record.id.clone(),
-            conversation_id: record.conversation_id.clone(),
-            target: record.target,
-            timestamp: record.timestamp,
-            why: match known {
-                Some((_, why)) => why.clone(),
-                None => "its process died before the outcome was recorded".to_owned(),
-            },
-        }
+fn orphan(pending: &Pending) -> Orphan {
+    let record = &pending.record;
+    let why = match &pending.unknown {
+        Some((_, why)) => why.as_str(),
+        None => "its process died before the outcome was recorded",
+    };
+    Orphan {
+        id: record.id.clone(),
+        conversation_id: record.conversation_id.clone(),
+        target: record.target,
+        timestamp: record.timestamp,
+        why: why.to_owned(),
     }
 }
 
@@ -442,23 +405,25 @@ fn outage(error: &Error, most: Duration) -> Error {
     of_status(Error::new(error.kind(), text)).with_transient(true)
 }
 
-pub(super) fn is_applied(outcome: &AuditRecord) -> bool {
+fn is_applied(outcome: &AuditRecord) -> bool {
     matches!(outcome.status, Status::Applied | Status::AlreadyApplied)
 }
 
-/// True if both go to the same target, on top of the same version.
-pub(super) fn on_one_version(one: &AuditRecord, other: &AuditRecord) -> bool {
-    one.id != other.id
-        && one.target != TargetKind::Participant
-        && one.previous_version.is_some()
-        && one.previous_version == other.previous_version
-        && one.target == other.target
-        && one.conversation_id == other.conversation_id
-        && one.resource_id == other.resource_id
-}
-
-/// True if an outcome shows that another write was not applied: of writes on top of one version a
-/// lock lets only one through. One that was found in place may be the other one's.
-pub(super) fn rules_out(outcome: &AuditRecord, other: &AuditRecord) -> bool {
-    outcome.status == Status::Applied && on_one_version(outcome, other)
+/// True if an outcome shows that another write was not applied, or needs no event of its own: of
+/// writes on top of one version a lock lets only one through. Values that the writer found in place
+/// may be the other write's. Where both died and wrote the same values, one event is enough.
+fn rules_out(outcome: &AuditRecord, other: &AuditRecord) -> bool {
+    let is_the_same =
+        outcome.attributes == other.attributes && outcome.removed_keys == other.removed_keys;
+    outcome.target != TargetKind::Participant
+        && outcome.previous_version.is_some()
+        && outcome.previous_version == other.previous_version
+        && outcome.target == other.target
+        && outcome.conversation_id == other.conversation_id
+        && outcome.resource_id == other.resource_id
+        && match outcome.status {
+            Status::Applied => true,
+            Status::AlreadyApplied => outcome.settled && is_the_same,
+            _ => false,
+        }
 }

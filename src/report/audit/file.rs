@@ -12,8 +12,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::report::audit::parts::{
-    Head, Place, id_of, is_torn, lock_of, lock_shared, open_lock, private, renamed, sync_folder,
-    try_lock,
+    Head, Part, Place, id_of, is_torn, lock_of, lock_shared, open_lock, parts, private,
+    sync_folder, try_lock,
 };
 use crate::report::audit::{AuditPhase, AuditRecord, AuditSink};
 use crate::report::receipt::Status;
@@ -166,50 +166,49 @@ impl Open {
             return Open::stream(path);
         }
         // A foreign file is refused before anything is made beside it.
-        let mut open = Open::at(path, None, 0)?;
-        let locked = |e| {
-            named(
-                e,
-                &lock_of(path),
-                "the folder of an audit file must be writable",
-            )
+        let known = match Head::open(path) {
+            Ok((_, head)) => {
+                Open::foreign(&head)?;
+                head.place.map(|place| place.log)
+            }
+            Err(_) => None,
         };
-        let mut file = open_lock(path).map_err(locked)?;
-        if try_lock(&file) {
-            let place = Head::of(&open.file)?.place;
-            let known = place.map(|place| place.log).or_else(|| id_of(path));
-            let id = known.unwrap_or_else(unique_name);
-            file.set_len(0)?;
-            file.rewind()?;
-            file.write_all(id.as_bytes())?;
-            open = Open::at(path, Some((file.try_clone()?, id)), 0)?;
+        let mut lock = open_lock(path).map_err(|e| {
+            let advice = "the folder of an audit file must be writable";
+            named(e, &lock_of(path), advice)
+        })?;
+        let is_alone = try_lock(&lock);
+        if !is_alone {
+            lock_shared(&lock)?;
+        }
+        let id = known.or_else(|| id_of(path)).unwrap_or_else(unique_name);
+        if id_of(path).as_ref() != Some(&id) {
+            lock.set_len(0)?;
+            lock.write_all(id.as_bytes())?;
+        }
+        let mut open = Open::at(path, (lock.try_clone()?, id), 0)?;
+        if is_alone {
             if announces && open.may_hold_orphans()? {
-                let line = line(&opened())?;
-                open.write(path, &line, false)?;
+                open.write(path, &line(&opened())?, false)?;
             }
             // No update of this process is in flight yet, so others may hold it for a moment.
-            file.unlock()?;
+            lock.unlock()?;
+            lock_shared(&lock)?;
         }
-        lock_shared(&file)?;
-        let id = id_of(path).unwrap_or_default();
-        Open::at(path, Some((file, id)), open.part.saturating_sub(1))
+        Ok(open)
     }
 
     /// Opens the part of the log that has the log's name, which comes after the part `after`.
-    fn at(path: &Path, log: Option<(File, String)>, after: u64) -> io::Result<Open> {
+    fn at(path: &Path, log: (File, String), after: u64) -> io::Result<Open> {
         let file = private().read(true).append(true).create(true).open(path)?;
         let head = Head::of(&file)?;
         Open::foreign(&head)?;
-        let part = match (head.place, &log) {
-            (Some(place), _) => place.part,
-            (None, None) => 0,
-            (None, Some((_, id))) => {
-                let parts = renamed(path, Some(id))?;
-                let numbers = parts.iter().map(|part| match &part.head.place {
-                    Some(place) => place.part,
-                    None => 1,
-                });
-                numbers.max().unwrap_or(0).max(after) + 1
+        let part = match head.place {
+            Some(place) => place.part,
+            None => {
+                let parts = parts(path, Some(&log.1))?;
+                let last = parts.iter().map(Part::number).max();
+                last.unwrap_or(0).max(after) + 1
             }
         };
         let end = file.metadata()?.len();
@@ -218,7 +217,7 @@ impl Open {
             end: Some(end),
             is_begun: head.began.is_some(),
             part,
-            log,
+            log: Some(log),
             file,
             stalled: false,
             looked: None,
@@ -276,7 +275,7 @@ impl Open {
         for _ in 0..TRIES {
             let now = SystemClock.now();
             let is_seen = |at| now.saturating_duration_since(at) < LOOK_AFTER;
-            if !self.looked.is_some_and(is_seen) && self.is_renamed(path)? {
+            if !self.looked.is_some_and(is_seen) && self.length(path)?.is_none() {
                 self.go_on(path)?;
             }
             let line = self.placed(line)?;
@@ -297,27 +296,24 @@ impl Open {
                     sync_folder(path)?;
                 }
             }
-            if self.is_renamed(path)? {
+            let Some(length) = self.length(path)? else {
                 // A reader may have read the old file to its end already: the record is written
                 // again, into the new file, and may be read twice.
                 self.go_on(path)?;
                 continue;
-            }
-            self.looked = Some(now);
-            let length = self.file.metadata()?.len();
-            self.end = match expected {
-                Some(end) if length == end => Some(end),
-                _ => {
-                    let end = self.file.stream_position()?;
-                    let start = end.saturating_sub(bytes.len() as u64);
-                    // Another process died in the middle of a line, which swallowed this one: it
-                    // is written again, on a line of its own.
-                    if !began_anew && is_torn(&self.file, start)? {
-                        continue;
-                    }
-                    Some(end)
-                }
             };
+            self.looked = Some(now);
+            let mut end = length;
+            if expected != Some(length) {
+                end = self.file.stream_position()?;
+                let start = end.saturating_sub(bytes.len() as u64);
+                // Another process died in the middle of a line, which swallowed this one: it is
+                // written again, on a line of its own.
+                if !began_anew && is_torn(&self.file, start)? {
+                    continue;
+                }
+            }
+            self.end = Some(end);
             return Ok(());
         }
         Ok(())
@@ -342,37 +338,33 @@ impl Open {
 
     /// Opens the file that has the log's name now.
     fn go_on(&mut self, path: &Path) -> io::Result<()> {
-        let log = match &self.log {
-            Some((lock, id)) => Some((lock.try_clone()?, id.clone())),
-            None => None,
-        };
-        // A file that was renamed without a record is no part.
-        let after = self.part.saturating_sub(u64::from(!self.is_begun));
-        *self = Open::at(path, log, after)?;
+        if let Some((lock, id)) = &self.log {
+            // A file that was renamed without a record is no part.
+            let after = self.part.saturating_sub(u64::from(!self.is_begun));
+            *self = Open::at(path, (lock.try_clone()?, id.clone()), after)?;
+        }
         Ok(())
     }
 
-    /// True if the log's name leads to another file, or to none.
-    #[cfg(unix)]
-    fn is_renamed(&self, path: &Path) -> io::Result<bool> {
-        use std::os::unix::fs::MetadataExt;
+    /// The length of the file; `None` if it was renamed: the log's name leads to another file, or to
+    /// none. A pipe has no length.
+    fn length(&self, path: &Path) -> io::Result<Option<u64>> {
         if self.log.is_none() {
-            return Ok(false);
+            return Ok(Some(0));
         }
         let own = self.file.metadata()?;
-        let is_own =
-            |found: std::fs::Metadata| (found.dev(), found.ino()) == (own.dev(), own.ino());
-        Ok(!std::fs::metadata(path).is_ok_and(is_own))
-    }
-
-    /// True if the log's name leads to a file that begins otherwise, or to none.
-    #[cfg(not(unix))]
-    fn is_renamed(&self, path: &Path) -> io::Result<bool> {
-        if self.log.is_none() {
-            return Ok(false);
-        }
-        let own = Head::of(&self.file)?;
-        Ok(!Head::open(path).is_ok_and(|(_, found)| found.first == own.first))
+        #[cfg(unix)]
+        let is_own = {
+            use std::os::unix::fs::MetadataExt;
+            let of = |found: &std::fs::Metadata| (found.dev(), found.ino());
+            std::fs::metadata(path).is_ok_and(|found| of(&found) == of(&own))
+        };
+        #[cfg(not(unix))]
+        let is_own = {
+            let first = Head::of(&self.file)?.first;
+            Head::open(path).is_ok_and(|(_, found)| found.first == first)
+        };
+        Ok(is_own.then_some(own.len()))
     }
 
     /// Writes to a file or a pipe; a pipe that stays full is an error.

@@ -3,7 +3,6 @@
 //! The first record of each part says which log it belongs to, and which part of it it is. So a
 //! reader knows the parts, and their order, whatever their names and times are.
 
-use std::ffi::OsStr;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -121,76 +120,90 @@ pub(crate) fn hash(bytes: &[u8]) -> u64 {
     })
 }
 
-/// The files in the log's folder whose names begin with its name, without the log itself.
+/// The files in the folder of `path` whose names begin with its name, and itself.
 pub(crate) fn siblings(path: &Path) -> io::Result<Vec<PathBuf>> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-    let name = path.file_name().unwrap_or_default();
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder.unwrap_or(Path::new(".")))? {
         let other = entry?.file_name();
-        if other != name && suffix(&other, name).is_some() {
+        if other.as_encoded_bytes().starts_with(name) {
             found.push(path.with_file_name(other));
         }
     }
     Ok(found)
 }
 
-fn suffix<'a>(name: &'a OsStr, log: &OsStr) -> Option<&'a [u8]> {
-    name.as_encoded_bytes().strip_prefix(log.as_encoded_bytes())
-}
-
-/// A renamed part of a log.
+/// A part of a log.
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
     pub(crate) path: PathBuf,
     pub(crate) head: Head,
-    #[cfg(feature = "forward")]
     pub(crate) length: u64,
 }
 
-/// The renamed parts of the log with this id, in the order of writing as far as their first records
-/// tell it.
+impl Part {
+    /// 0 for a part that another program wrote.
+    pub(crate) fn number(&self) -> u64 {
+        self.head.place.as_ref().map_or(0, |place| place.part)
+    }
+}
+
+/// The parts of the log with this id, in the order of writing.
 ///
-/// A file without a [`Place`] counts where its name is the log's with a number or a date after it,
-/// and no other log in the folder has the beginning of that name.
-pub(crate) fn renamed(path: &Path, id: Option<&str>) -> io::Result<Vec<Part>> {
-    let others = siblings(path)?;
-    let name = path.file_name().unwrap_or_default();
-    let locks = others.iter().filter_map(|other| {
-        let log = other.file_name()?.as_encoded_bytes();
-        log.strip_suffix(b".lock")
-    });
-    let logs: Vec<&[u8]> = locks.filter(|log| log.len() > name.len()).collect();
-    let is_named = |other: &Path| {
-        let other = other.file_name().unwrap_or_default();
-        let is_dated = |byte: &u8| byte.is_ascii_digit() || b".-_:TZ".contains(byte);
-        suffix(other, name).is_some_and(|ending| ending.iter().all(is_dated))
-            && !logs
-                .iter()
-                .any(|log| other.as_encoded_bytes().starts_with(log))
+/// A file without a [`Place`] counts if its name is the log's with a number or a date after it, also
+/// a compressed one. Its place follows from its name as logrotate gives it: the largest number is
+/// the oldest part, and so is the smallest date. If the times of the records are in order when the
+/// numbers count up, then they count up.
+pub(crate) fn parts(path: &Path, id: Option<&str>) -> io::Result<Vec<Part>> {
+    let ending = |part: &Path| {
+        let name = part.as_os_str().as_encoded_bytes();
+        let ending = name.get(path.as_os_str().len()..).unwrap_or_default();
+        let compressed: [&[u8]; 4] = [b".gz", b".zst", b".xz", b".bz2"];
+        let bare = compressed.iter().find_map(|end| ending.strip_suffix(*end));
+        bare.unwrap_or(ending).to_vec()
     };
     let mut parts = Vec::new();
-    for other in &others {
+    for other in siblings(path)? {
         // An error means that the file is renamed at this moment, or is no part.
-        let Ok((file, head)) = Head::open(other) else {
+        let Ok((file, head)) = Head::open(&other) else {
             continue;
         };
+        let is_dated = |byte: &u8| byte.is_ascii_digit() || b"-_.:TZ".contains(byte);
         let belongs = match &head.place {
             Some(place) => Some(place.log.as_str()) == id,
-            None => head.began.is_some() && is_named(other),
+            None => {
+                (head.began.is_some() || head.is_foreign) && ending(&other).iter().all(is_dated)
+            }
         };
         if belongs {
-            parts.push(Part {
-                path: other.clone(),
-                #[cfg(feature = "forward")]
-                length: file.metadata()?.len(),
-                head,
-            });
+            let length = file.metadata()?.len();
+            let path = other;
+            parts.push(Part { path, head, length });
         }
     }
-    parts.sort_by_key(|part| {
-        let number = part.head.place.as_ref().map_or(0, |place| place.part);
-        (number, part.head.began, part.path.clone())
+    let key = |part: &Part| {
+        let ending = ending(&part.path);
+        let number = std::str::from_utf8(&ending).unwrap_or_default();
+        let count: u16 = number.trim_start_matches('.').parse().unwrap_or(0);
+        (part.number(), part.path == path, count, ending)
+    };
+    parts.sort_by_cached_key(key);
+    let is_before =
+        |one: &Part, next: &Part| one.head.began.is_some() && one.head.began < next.head.began;
+    if !parts.is_sorted_by(is_before) {
+        parts.sort_by_cached_key(|part| {
+            let (number, is_own, count, ending) = key(part);
+            (number, is_own, std::cmp::Reverse(count), ending)
+        });
+    }
+    // Of copies, the longest counts.
+    parts.dedup_by(|copy, kept| {
+        let is_copy = copy.head.first == kept.head.first && copy.head.began.is_some();
+        if is_copy && copy.length > kept.length {
+            std::mem::swap(copy, kept);
+        }
+        is_copy
     });
     Ok(parts)
 }

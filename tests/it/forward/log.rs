@@ -133,7 +133,7 @@ fn log_that_is_wrong_is_refused_and_nothing_moves() {
         (
             "gone",
             |f| std::fs::remove_file(f.log()).unwrap(),
-            "cannot be opened",
+            "is gone",
         ),
         ("folder", |f| f.swap_for_folder(), "cannot be opened"),
     ];
@@ -467,7 +467,7 @@ fn log_parts_are_read_in_the_order_of_writing() {
     assert_eq!(run(&folder.log(), &taker).unwrap().delivered, 0);
 }
 
-/// Files without numbers: rotations count up, count down, or write dates.
+/// Files without numbers, as logrotate names them: the largest number is the oldest, or dates.
 #[test]
 fn log_parts_without_numbers_are_read_in_the_order_of_their_names() {
     for names in [
@@ -476,12 +476,6 @@ fn log_parts_without_numbers_are_read_in_the_order_of_their_names() {
             "audit.jsonl.3",
             "audit.jsonl.2",
             "audit.jsonl.1",
-        ],
-        [
-            "audit.jsonl.9",
-            "audit.jsonl.10",
-            "audit.jsonl.11",
-            "audit.jsonl.12",
         ],
         [
             "audit.jsonl-20260101",
@@ -556,7 +550,7 @@ fn log_part_that_is_missing_is_an_error_and_nothing_moves() {
 /// Each part is opened a few times, not once for each other part.
 #[test]
 fn log_of_many_parts_is_read_in_order() {
-    const PARTS: u64 = 200;
+    const PARTS: u64 = 800;
     let (folder, taker) = (Folder::new("many"), Taker::default());
     folder.append("audit.jsonl", applied(1));
     let _ = run(&folder.log(), &taker).unwrap();

@@ -257,10 +257,10 @@ fn gold() -> Update {
     Update::conversation("c-1").set("tier", "gold")
 }
 
-/// Who began to write when nobody did says that the others have died: what they left is settled
-/// whoever writes now, and before what was written since.
+/// A process that begins to write alone says that the others have died: what they left is settled
+/// although a process writes now, and may come after later events.
 #[test]
-fn settle_after_a_new_writer_began_comes_before_its_events() {
+fn settle_after_a_new_writer_began_is_one_event_at_the_end() {
     let (folder, taker, memory) = (Folder::new("began"), Taker::default(), Memory::new());
     crashed(&folder, &memory, &[gold()]);
     let writer = logging(&folder, &memory);
@@ -280,9 +280,9 @@ fn settle_after_a_new_writer_began_comes_before_its_events() {
         .iter()
         .map(|body| body["payload"]["updatedAttributes"].clone())
         .collect();
-    assert_eq!(values, [json!({ "tier": "gold" }), json!({ "n": 1 })]);
-    // It has no version: that of the read may be somebody else's.
-    assert_eq!(taker.bodies()[0]["payload"]["version"], Value::Null);
+    assert_eq!(values, [json!({ "n": 1 }), json!({ "tier": "gold" })]);
+    // It has no version: that of the read may be another write's.
+    assert_eq!(taker.bodies()[1]["payload"]["version"], Value::Null);
     // Its outcome in the log is not another event.
     assert_eq!(settled(&folder, &memory, &taker).delivered, 0);
     assert_eq!(taker.ids().len(), 2);
@@ -297,14 +297,14 @@ fn settle_interrupted_before_the_delivery_delivers_the_outcome_once() {
     let _ = writer
         .update(&Update::conversation("c-1").set("n", 1))
         .unwrap();
-    taker.script([Act::DieBefore]);
+    taker.script([Act::Take, Act::DieBefore]);
     let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         settled(&folder, &memory, &taker)
     }));
     assert!(killed.is_err());
     let report = settled(&folder, &memory, &taker);
-    assert_eq!((report.settled, report.delivered), (0, 2));
-    assert_eq!(taker.bodies()[0]["payload"]["settled"], true);
+    assert_eq!((report.settled, report.delivered), (0, 1));
+    assert_eq!(taker.bodies()[1]["payload"]["settled"], true);
     assert_eq!(taker.ids().len(), 2);
 }
 
@@ -354,7 +354,7 @@ fn settle_two_of_the_same_write_is_one_event() {
     assert_eq!((report.settled, report.delivered), (1, 2));
 }
 
-/// A few looks at what cannot be read are enough: what is written since does not wait for it.
+/// What is written does not wait for targets that cannot be read.
 #[test]
 fn settle_of_what_is_out_of_reach_holds_nothing_up() {
     #[derive(Clone)]
@@ -398,9 +398,7 @@ fn settle_of_what_is_out_of_reach_holds_nothing_up() {
         .run(&cancel)
         .unwrap();
     assert_eq!(report.delivered, 1);
-    // One try each, and the login.
-    let tries = at_delivery.load(Ordering::SeqCst);
-    assert!((2..=5).contains(&tries), "{tries}");
+    assert_eq!(at_delivery.load(Ordering::SeqCst), 0);
     // They are listed, also by a run that was cancelled.
     assert_eq!(report.orphans.len(), 20);
 }
