@@ -197,7 +197,9 @@ int gca_flush(gca_client *client, unsigned timeout_ms, gca_cancel *cancel, char 
  * callbacks are called on the calling thread, one at a time.
  *
  * options_json: {"workers":8, "stopAfter":100, "maxOutageSeconds":60}; 1 worker, no limit of failures and 600 s by default.
- * NULL is the same as "{}".
+ * NULL is the same as "{}". "journal":"done.jsonl" keeps each outcome in that file, and goes on with what earlier batches left in
+ * it: lines that are done don't run again, and a line that was applied and has changed is an error before anything is sent.
+ * The report's "stopped" is then "journal". "retryFailed":true runs lines again that failed for good.
  * next_line: gives one update as JSON with each call, and NULL at the end; it is not called again then. The text must
  * stay as it is until the next call, or until gca_batch returns. A line that is no update fails alone. While next_line runs,
  * no outcome is handed over.

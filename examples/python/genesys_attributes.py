@@ -661,6 +661,8 @@ class Client:
         workers: int = 1,
         stop_after: Optional[int] = None,
         max_outage: Optional[float] = None,
+        journal: Union[str, os.PathLike[str], None] = None,
+        retry_failed: bool = False,
         on_notice: Optional[Callable[[dict[str, Any]], Any]] = None,
     ) -> Batch:
         """Runs many updates, those of one conversation in order, and gives the outcomes as they complete.
@@ -674,6 +676,10 @@ class Client:
         the iterable raises ends the input, and is raised after the outcomes of the updates before.
         workers: how many updates run at the same time. stop_after: stops after so many failures.
         max_outage: for how many seconds an outage of the platform is waited out, 600 by default.
+        journal: a file for the outcomes. A batch with the file of an earlier one goes on with it: lines that are done don't
+        run again. A line that was applied and has changed is an error before anything is sent: the report's "stopped" is
+        "journal", and its "error" says why.
+        retry_failed: with a journal, runs lines again that failed for good.
         on_notice: called between outcomes with what happens to the batch as a whole, such as an outage.
 
         The batch begins with the first outcome that is asked for. A Batch that nobody holds any more is stopped, as by
@@ -684,6 +690,10 @@ class Client:
             options["stopAfter"] = stop_after
         if max_outage is not None:
             options["maxOutageSeconds"] = max_outage
+        if journal is not None:
+            options["journal"] = os.fspath(journal)
+        if retry_failed:
+            options["retryFailed"] = True
         return Batch(self, updates, options, on_notice)
 
     def metrics(self) -> dict[str, Any]:

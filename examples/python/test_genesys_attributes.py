@@ -10,9 +10,11 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import unittest
 import warnings
+from pathlib import Path
 
 import genesys_attributes as ga
 from genesys_attributes import Cancel, Client
@@ -388,6 +390,21 @@ class BatchTest(unittest.TestCase):
             for conversation in range(7):
                 lines = [o["line"] for o in outcomes if o.get("conversationId") == f"batch-{conversation}"]
                 self.assertEqual(lines, sorted(lines))
+
+    def test_journal_goes_on_with_what_an_earlier_batch_left(self):
+        lines = [update(f"journal-{n}", n=n) for n in range(5)] + [update("journal-5", n=-1)]
+        with tempfile.TemporaryDirectory() as folder, client() as c:
+            path = Path(folder) / "done.jsonl"
+            self.assertEqual(len(list(c.batch(lines[:3], journal=path))), 3)
+            self.assertEqual([o["line"] for o in c.batch(lines, journal=path)], [4, 5, 6])
+            batch = c.batch(lines, journal=path, retry_failed=True)
+            self.assertEqual([o["line"] for o in batch], [6])
+            self.assertEqual(batch.report["finishedBefore"], 5)
+            lines[0] = update("journal-0", n=99)
+            batch = c.batch(lines, journal=str(path))
+            self.assertEqual(list(batch), [])
+            self.assertEqual(batch.report["stopped"], "journal")
+            self.assertIn("line 1 of the input has changed", batch.report["error"]["message"])
 
     def test_stop_after_failures(self):
         with client() as c:

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::update::Update;
 
@@ -83,7 +85,7 @@ pub(super) fn hash(write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> 
 }
 
 /// What a journal keeps of a line, beside its outcome.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct Mark {
     /// Tells a changed line from an unchanged one: the hash of what the update writes, or of the
     /// error.

@@ -3,7 +3,7 @@
 //! Each outcome has the digest of the update that it came from. A later run first compares the
 //! input with the journal, and refuses an input whose lines have changed before anything is sent.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::{File, TryLockError};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::receipt::Status;
 use crate::update::Update;
+use crate::util::process::Process;
 
-use super::item::{BatchItem, Line, Mark};
-use super::past::{Lines, Past, Recorded, Retry};
+use super::item::{BatchItem, Mark};
+use super::past::{Checked, Lines, Past, Recorded, Retry};
 use super::report::BatchOutcome;
 
 /// How each line of a journal begins.
@@ -37,6 +38,7 @@ pub struct Journal {
     length: u64,
     appended: bool,
     broken: bool,
+    process: Process,
 }
 
 /// What a journal holds: the last outcomes of all lines, counted.
@@ -77,15 +79,6 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// What a run takes up from earlier ones.
-pub(super) struct Resumed<T> {
-    /// Lines to run before the rest of the input, in order.
-    pub(super) lines: VecDeque<Line<T>>,
-    /// Lines with a final outcome, and how many of them failed.
-    pub(super) finished: u64,
-    pub(super) failed: u64,
-}
-
 fn problem(path: &Path, what: impl Display) -> Error {
     let shown = path.display();
     Error::new(ErrorKind::Config, format!("the journal {shown} {what}"))
@@ -100,46 +93,26 @@ impl Journal {
     pub fn summary(path: impl AsRef<Path>) -> Result<JournalSummary> {
         let path = path.as_ref();
         let mut past = Past::default();
-        // The kind of the error of each line that failed.
-        let mut kinds = BTreeMap::new();
-        let mut statuses = BTreeMap::new();
-        each_outcome(&open(path)?, path, |record, _| {
-            past.take(&record)?;
-            kinds.remove(&record.line);
-            if let Some(error) = record.error {
-                kinds.insert(record.line, (error.kind, !record.is_final));
-            }
-            // Most lines are applied: only the others take an entry.
-            match record.status {
-                Status::Applied => statuses.remove(&record.line),
-                status => statuses.insert(record.line, status),
-            };
-            Ok(())
-        })?;
+        each_outcome(&open(path)?, path, |record, _| past.take(&record))?;
         let mut summary = JournalSummary {
-            lines: past.lines(),
+            lines: past.0.len() as u64,
             last_line: past.last(),
-            unfinished: past.unfinished(),
-            failed: past.failed(),
             ..JournalSummary::default()
         };
-        for status in statuses.values() {
-            *summary.by_status.entry(status.name().into()).or_default() += 1;
-        }
-        let applied = summary.lines - statuses.len() as u64;
-        if applied > 0 {
-            let name = Status::Applied.name().to_owned();
-            summary.by_status.insert(name, applied);
-        }
-        for (line, (kind, may_pass)) in kinds {
-            let failed = summary
-                .failed_by_kind
-                .entry(kind.name().into())
-                .or_default();
-            failed.count += 1;
-            failed.may_pass += u64::from(may_pass);
-            if failed.lines.len() < 5 {
-                failed.lines.push(line);
+        for entry in past.0 {
+            summary.unfinished += u64::from(!entry.is_final());
+            summary.failed += u64::from(entry.has_failed());
+            if let Some(status) = entry.status() {
+                *summary.by_status.entry(status.name().into()).or_default() += 1;
+            }
+            if let Some(kind) = entry.kind() {
+                let kinds = &mut summary.failed_by_kind;
+                let failed = kinds.entry(kind.name().into()).or_default();
+                failed.count += 1;
+                failed.may_pass += u64::from(!entry.is_final());
+                if failed.lines.len() < 5 {
+                    failed.lines.push(entry.line());
+                }
             }
         }
         Ok(summary)
@@ -189,8 +162,11 @@ impl Journal {
         let mut lines = Lines::new(input, || true);
         let checked = past.check(&mut lines, retry.into(), path)?;
         let rest = std::iter::from_fn(move || lines.next());
-        let all = checked.lines.into_iter().chain(rest);
-        Ok(all.map(|line| (line.number, line.update)))
+        let all = checked.lines.read()?.chain(rest.map(Ok));
+        Ok(all.map(|line| match line {
+            Ok(line) => (line.number, line.update),
+            Err(error) => (0, Err(error)),
+        }))
     }
 
     /// Opens a journal for a run: locks it, compares the input with it, and cuts a torn end off.
@@ -200,7 +176,7 @@ impl Journal {
         input: impl Iterator<Item = (u64, T, U)>,
         wait: impl FnMut() -> bool,
         now: SystemTime,
-    ) -> Result<(Journal, Resumed<T>)> {
+    ) -> Result<(Journal, Checked<T>)> {
         if std::fs::metadata(path).is_ok_and(|data| !data.is_file()) {
             return Err(problem(path, "is not a regular file"));
         }
@@ -217,7 +193,6 @@ impl Journal {
         let mut past = Past::default();
         let length = each_outcome(&file, &path, |record, _| past.take(&record))?;
         let checked = past.check(&mut Lines::new(input, wait), retry, &path)?;
-        drop(past);
         file.set_len(length)
             .and_then(|()| file.seek(SeekFrom::Start(length)))
             .map_err(|e| problem(&path, format_args!("cannot be written: {e}")))?;
@@ -228,26 +203,26 @@ impl Journal {
             length,
             appended: false,
             broken: false,
+            process: Process::current(),
         };
         // Written before anything is sent, so that no crash leaves an older value in place.
-        for (line, mark, target) in checked.reopened {
+        for entry in past.reopened() {
             let reason = "it runs again after an earlier line of its conversation";
             let unsent = Error::new(ErrorKind::Cancelled, reason);
-            let outcome = BatchOutcome::skipped(line, &target, reason, unsent, now);
-            journal.append(&outcome, mark)?;
+            let outcome = BatchOutcome::unreadable(entry.line(), unsent, now).skip(reason);
+            journal.append(&outcome, entry.mark())?;
         }
-        let resumed = Resumed {
-            lines: checked.lines,
-            finished: checked.finished,
-            failed: checked.failed,
-        };
-        Ok((journal, resumed))
+        Ok((journal, checked))
     }
 
     /// Appends one outcome, in one write.
     pub(super) fn append(&mut self, outcome: &BatchOutcome, mark: Mark) -> Result<()> {
         if self.broken {
             return Err(problem(&self.path, "cannot be written"));
+        }
+        if !self.process.is_current() {
+            let what = "was opened before a fork: run a batch in the process that made it";
+            return Err(problem(&self.path, what));
         }
         let written = line_of(outcome, mark).and_then(|line| {
             self.file.write_all(&line)?;
@@ -269,6 +244,10 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
+        if !self.process.is_current() {
+            // The lock is the parent's.
+            return;
+        }
         if self.appended
             && let Err(error) = self.file.sync_data()
         {

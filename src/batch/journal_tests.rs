@@ -1,5 +1,6 @@
 //! Journals as files: what is refused, what counts, and what a later run would do.
 
+use super::super::item::Line;
 use super::*;
 use crate::store::Target;
 

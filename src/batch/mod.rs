@@ -10,9 +10,9 @@ mod past;
 mod progress;
 mod queue;
 mod report;
+mod spool;
 mod worker;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -22,7 +22,7 @@ use std::thread::{Builder, Scope};
 use std::time::{Duration, Instant};
 
 use crate::client::Client;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::session::limiter::Wait;
 use crate::util::sync::{Cancel, lock};
 
@@ -193,9 +193,9 @@ impl Batch {
     /// [`run_tagged`](Batch::run_tagged) the line numbers must increase.
     ///
     /// A file `.lock` beside it keeps a second writer out. The end of an outcome that a crash cut
-    /// off is removed. The journal takes 16 bytes of memory a line while the input is compared,
-    /// and the lines that run again are held until then. What goes wrong with it stops the batch
-    /// with [`StopReason::Journal`].
+    /// off is removed. The journal takes 16 bytes of memory a line while the input is compared.
+    /// The lines that run again wait until then, beyond 1 MiB in a file without a name in the folder
+    /// for temporary files. What goes wrong with it stops the batch with [`StopReason::Journal`].
     ///
     /// ```no_run
     /// use genesys_attributes::batch::{Journal, Retry};
@@ -307,18 +307,20 @@ impl Batch {
         let start = clock.now();
         let elapsed = || clock.now().saturating_duration_since(start);
         let mut updates = updates.into_iter();
-        let mut again = VecDeque::new();
+        let mut again = None;
         let mut opened = None;
         if let Some(path) = &self.journal {
             let wait = || {
                 clock.sleep(ASK_AGAIN);
                 !self.cancel.is_cancelled()
             };
-            match Journal::resume(path, self.retry, updates.by_ref(), wait, clock.wall()) {
-                Ok((journal, resumed)) => {
-                    tally.before(resumed.finished, resumed.failed);
-                    (opened, again) = (Some(journal), resumed.lines);
-                }
+            let resumed = Journal::resume(path, self.retry, updates.by_ref(), wait, clock.wall());
+            let resumed = resumed.and_then(|(journal, resumed)| {
+                tally.before(resumed.finished, resumed.failed);
+                Ok((journal, resumed.lines.read()?))
+            });
+            match resumed {
+                Ok((journal, lines)) => (opened, again) = (Some(journal), Some(lines)),
                 Err(error) => {
                     match error.kind() {
                         ErrorKind::Cancelled => tally.stop(StopReason::Cancelled, None),
@@ -336,7 +338,10 @@ impl Batch {
             self.max_outage,
             opened,
         );
-        let mut input = Input { again, updates };
+        let mut input = Input {
+            again: again.into_iter().flatten(),
+            updates,
+        };
         std::thread::scope(|scope| {
             let (out, receiver) = sync_channel(self.workers);
             let mut running = Running {
@@ -396,8 +401,8 @@ impl Batch {
 }
 
 /// The lines that run again, and then the rest of the input.
-struct Input<I, T> {
-    again: VecDeque<Line<T>>,
+struct Input<A, I> {
+    again: A,
     updates: I,
 }
 
@@ -420,13 +425,14 @@ struct Running<'a, 'b, T, E> {
 
 impl<'a, T: Send, E: FnMut(T, &BatchOutcome) -> ControlFlow<()>> Running<'a, '_, T, E> {
     /// Until nothing is left to do, or the batch stops.
-    fn read_and_hand_over<'scope, I, U>(
+    fn read_and_hand_over<'scope, A, I, U>(
         &mut self,
-        input: &mut Input<I, T>,
+        input: &mut Input<A, I>,
         scope: &'scope Scope<'scope, '_>,
         receiver: &Receiver<Message<T>>,
         out: &SyncSender<Message<T>>,
     ) where
+        A: Iterator<Item = Result<Line<T>>>,
         I: Iterator<Item = (u64, T, U)>,
         U: BatchItem,
         'a: 'scope,
@@ -476,18 +482,19 @@ impl<'a, T: Send, E: FnMut(T, &BatchOutcome) -> ControlFlow<()>> Running<'a, '_,
     }
 
     /// Reads one item. A panic of the input is its end, and the caller gets it in the end.
-    fn read<I, U>(&mut self, input: &mut Input<I, T>) -> Read
+    fn read<A, I, U>(&mut self, input: &mut Input<A, I>) -> Read
     where
+        A: Iterator<Item = Result<Line<T>>>,
         I: Iterator<Item = (u64, T, U)>,
         U: BatchItem,
     {
         let shared = self.shared;
-        let next = catch_unwind(AssertUnwindSafe(|| match input.again.pop_front() {
-            Some(line) => Some(Some(line)),
-            None => input.updates.next().map(Line::read),
+        let next = catch_unwind(AssertUnwindSafe(|| match input.again.next() {
+            Some(line) => Some(line.map(Some)),
+            None => input.updates.next().map(|item| Ok(Line::read(item))),
         }));
         match next {
-            Ok(Some(Some(line))) => {
+            Ok(Some(Ok(Some(line)))) => {
                 let (number, tag, mark) = (line.number, line.tag, line.mark);
                 match line.update {
                     Ok(update) => shared.push(number, tag, update, mark),
@@ -500,9 +507,13 @@ impl<'a, T: Send, E: FnMut(T, &BatchOutcome) -> ControlFlow<()>> Running<'a, '_,
                 }
                 Read::Line
             }
-            Ok(Some(None)) => {
+            Ok(Some(Ok(None))) => {
                 shared.quiet(false);
                 Read::NothingYet
+            }
+            Ok(Some(Err(error))) => {
+                shared.stop_for(&mut lock(&shared.state), StopReason::Journal, error);
+                Read::Nothing
             }
             end => {
                 if let Err(panic) = end {

@@ -1,6 +1,6 @@
 //! What earlier runs left in a journal, in 16 bytes a line, and how an input is compared with it.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::path::Path;
 
@@ -8,9 +8,9 @@ use serde::Deserialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::receipt::Status;
-use crate::store::Target;
 
 use super::item::{BatchItem, Line, Mark, hash};
+use super::spool::Spool;
 
 /// How far a deleted or added line is looked for.
 const NEAR: usize = 100;
@@ -63,8 +63,8 @@ impl Recorded<'_> {
 
 /// The last outcome of one line.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
-    /// The line's number, and three flags below it.
+pub(super) struct Entry {
+    /// The line's number, and below it the kind of its error, its status and four flags.
     key: u64,
     digest: u64,
 }
@@ -75,13 +75,37 @@ impl Entry {
     const OPEN: u64 = 2;
     /// The line was cut short, perhaps, and may have been completed since.
     const PARTIAL: u64 = 4;
-    const BITS: u32 = 3;
+    /// The line was done, and runs again after an earlier line of its conversation.
+    const REOPENED: u64 = 8;
+    const STATUS: u32 = 4;
+    const KIND: u32 = 8;
+    const BITS: u32 = 16;
 
-    fn line(self) -> u64 {
+    pub(super) fn line(self) -> u64 {
         self.key >> Entry::BITS
     }
 
-    fn is_final(self) -> bool {
+    pub(super) fn mark(self) -> Mark {
+        Mark {
+            digest: self.digest,
+            is_partial: self.is_partial(),
+        }
+    }
+
+    pub(super) fn status(self) -> Option<Status> {
+        let index = self.key >> Entry::STATUS & 0xF;
+        Status::ALL.get(index as usize).copied()
+    }
+
+    /// The kind of the error, where there was one.
+    pub(super) fn kind(self) -> Option<ErrorKind> {
+        let index = self.key >> Entry::KIND & 0xFF;
+        ErrorKind::ALL
+            .get((index as usize).checked_sub(1)?)
+            .copied()
+    }
+
+    pub(super) fn is_final(self) -> bool {
         self.key & Entry::FINAL != 0
     }
 
@@ -93,21 +117,24 @@ impl Entry {
         self.key & Entry::PARTIAL != 0
     }
 
-    fn has_failed(self) -> bool {
+    pub(super) fn has_failed(self) -> bool {
         self.is_final() && self.is_open()
+    }
+
+    /// True if the line is done, and runs again only after an earlier line of its conversation.
+    fn is_done(self) -> bool {
+        self.is_final() && !self.is_open()
     }
 }
 
 /// The last outcome of each line, by their numbers.
 #[derive(Default)]
-pub(super) struct Past(Vec<Entry>);
+pub(super) struct Past(pub(super) Vec<Entry>);
 
 /// What a run does first, as the journal and its input have it.
 pub(super) struct Checked<T> {
     /// Lines to run before the rest of the input.
-    pub(super) lines: VecDeque<Line<T>>,
-    /// Lines that were done, and run again after an earlier line of their conversation.
-    pub(super) reopened: Vec<(u64, Mark, Target)>,
+    pub(super) lines: Spool<T>,
     /// Lines that are not run, and how many of them failed.
     pub(super) finished: u64,
     pub(super) failed: u64,
@@ -169,9 +196,15 @@ impl Past {
             Status::Skipped => found.is_err() || found.is_ok_and(|at| self.0[at].is_open()),
             _ => false,
         };
+        let kind = record
+            .error
+            .as_ref()
+            .map_or(0, |error| error.kind as u64 + 1);
         let flags = u64::from(record.is_final) * Entry::FINAL
             + u64::from(open) * Entry::OPEN
-            + u64::from(record.partial) * Entry::PARTIAL;
+            + u64::from(record.partial) * Entry::PARTIAL
+            + ((record.status as u64) << Entry::STATUS)
+            + (kind << Entry::KIND);
         let entry = Entry {
             key: line << Entry::BITS | flags,
             digest: record.digest()?,
@@ -183,23 +216,10 @@ impl Past {
         Ok(())
     }
 
-    fn count(&self, wanted: impl Fn(&Entry) -> bool) -> u64 {
-        self.0.iter().filter(|entry| wanted(entry)).count() as u64
-    }
-
-    /// How many lines have an outcome.
-    pub(super) fn lines(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    /// How many lines run again.
-    pub(super) fn unfinished(&self) -> u64 {
-        self.count(|entry| !entry.is_final())
-    }
-
-    /// How many lines failed for good.
-    pub(super) fn failed(&self) -> u64 {
-        self.count(|entry| entry.has_failed())
+    /// Lines that were done, and run again after an earlier line of their conversation.
+    pub(super) fn reopened(&self) -> impl Iterator<Item = Entry> {
+        let all = self.0.iter().copied();
+        all.filter(|entry| entry.key & Entry::REOPENED != 0)
     }
 
     /// The largest number of a line that has an outcome.
@@ -209,7 +229,7 @@ impl Past {
 
     /// Compares the input with the outcomes, up to the last one of them.
     pub(super) fn check<T, U, I, W>(
-        &self,
+        &mut self,
         input: &mut Lines<I, W>,
         retry: Retry,
         path: &Path,
@@ -220,13 +240,13 @@ impl Past {
         W: FnMut() -> bool,
     {
         let mut checked = Checked {
-            lines: VecDeque::new(),
-            reopened: Vec::new(),
+            lines: Spool::new(),
             finished: 0,
             failed: 0,
         };
-        // Conversations with a line that runs.
+        // Conversations with a line that runs, while a later line may have to follow it.
         let mut running = HashSet::new();
+        let mut done = self.0.iter().filter(|entry| entry.is_done()).count();
         let (mut at, mut previous) = (0, 0);
         while at < self.0.len() {
             let Some(line) = input.next() else {
@@ -252,11 +272,12 @@ impl Past {
             });
             let entry = self.0.get(at).filter(|entry| entry.line() == number);
             let Some(entry) = entry.copied() else {
-                running.extend(conversation);
-                checked.lines.push_back(line);
+                running.extend(conversation.filter(|_| done > 0));
+                checked.lines.push(line)?;
                 continue;
             };
             at += 1;
+            done -= usize::from(entry.is_done());
             let changed = line.mark.digest != entry.digest;
             if changed && !entry.is_partial() && (retry == Retry::None || !entry.is_open()) {
                 return Err(self.changed(at, entry, line.mark.digest, input, path));
@@ -264,15 +285,11 @@ impl Past {
             let retried = retry == Retry::All || retry == Retry::Changed && changed;
             let completed = changed && entry.is_partial();
             if !entry.is_final() || completed || entry.is_open() && retried {
-                running.extend(conversation);
-                checked.lines.push_back(line);
-            } else if !entry.is_open()
-                && conversation.is_some_and(|id| running.contains(&id))
-                && let Ok(update) = &line.update
-            {
-                let target = update.target().clone();
-                checked.reopened.push((number, line.mark, target));
-                checked.lines.push_back(line);
+                running.extend(conversation.filter(|_| done > 0));
+                checked.lines.push(line)?;
+            } else if !entry.is_open() && conversation.is_some_and(|id| running.contains(&id)) {
+                self.0[at - 1].key |= Entry::REOPENED;
+                checked.lines.push(line)?;
             } else {
                 checked.finished += 1;
                 checked.failed += u64::from(entry.is_open());

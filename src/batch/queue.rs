@@ -4,7 +4,7 @@
 use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::BuildHasher;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::client::Client;
@@ -248,7 +248,7 @@ impl<'a, T> Shared<'a, T> {
     pub(super) fn into_state(self) -> State<T> {
         self.state
             .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn stop(&self) {
@@ -388,12 +388,18 @@ impl<'a, T> Shared<'a, T> {
             }
             // Only more input, or the lack of it, decides about these.
             let undecided = !state.unresolved.is_empty() || !state.held.is_empty();
-            let limit = (undecided && !state.quiet).then_some(TICK);
-            let read = state.read;
+            let (read, waits) = (state.read, undecided && !state.quiet);
             state.idle += 1;
-            state = wait(&self.work, state, limit, None);
+            if waits {
+                let waited = self.work.wait_timeout(state, TICK);
+                let (guard, end) = waited.unwrap_or_else(PoisonError::into_inner);
+                state = guard;
+                // Woken for another reason, it says nothing about the input.
+                state.quiet |= end.timed_out() && state.read == read;
+            } else {
+                state = wait(&self.work, state, None, None);
+            }
             state.idle -= 1;
-            state.quiet |= limit.is_some() && state.read == read;
         }
     }
 

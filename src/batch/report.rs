@@ -1,15 +1,16 @@
 //! What a batch hands back: an outcome for each line, and a report of the whole.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 
+use crate::error::names::named_enum;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::receipt::{Receipt, Status};
 use crate::store::{Target, TargetKind};
-use crate::util::date::{short, whole_millis};
+use crate::util::date::short;
 use crate::util::histogram::{Histogram, Latency};
 
 /// What came of one line of a batch.
@@ -124,11 +125,16 @@ impl BatchOutcome {
         stopped: Error,
         timestamp: SystemTime,
     ) -> BatchOutcome {
+        BatchOutcome::failed(line, target, stopped, timestamp).skip(reason)
+    }
+
+    /// The same for a line that was not written.
+    pub(super) fn skip(self, reason: &str) -> BatchOutcome {
         BatchOutcome {
             status: Status::Skipped,
             error: None,
             reason: Some(reason.to_owned()),
-            ..BatchOutcome::failed(line, target, stopped, timestamp)
+            ..self
         }
     }
 
@@ -168,65 +174,42 @@ impl PartialEq for BatchOutcome {
     }
 }
 
-/// Why a batch ended before its input did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[non_exhaustive]
-pub enum StopReason {
-    /// The caller's closure broke off.
-    Break,
-    /// The cancel handle was used.
-    Cancelled,
-    /// As many updates failed as [`Batch::stop_after`](super::Batch::stop_after) allows.
-    Failures,
-    /// The credentials were refused: every further update would be, too.
-    Auth,
-    /// The login endpoint gave no login's answer (a redirect, 404, a web page), and no login had
-    /// succeeded before: the region or login URL is wrong. No line was spent.
-    Login,
-    /// The journal cannot be used or written, or does not fit the input. The report has the error.
-    Journal,
-    /// The first 20 results were the same refusal for want of permission.
-    Forbidden,
-    /// The organization does not offer the endpoint that the lines ask for.
-    EndpointMissing,
-    /// The platform asked to wait longer than the retry policy allows. What is left can be run
-    /// later.
-    RateLimited,
-    /// An outage lasted longer than [`Batch::max_outage`](super::Batch::max_outage). What is left
-    /// can be run later.
-    Outage,
-    /// The client was made before a fork: make one in each process. No line was begun.
-    Forked,
-}
-
-impl StopReason {
-    /// The name in records, such as `"endpointMissing"`.
-    pub fn name(self) -> &'static str {
-        match self {
-            StopReason::Break => "break",
-            StopReason::Cancelled => "cancelled",
-            StopReason::Failures => "failures",
-            StopReason::Auth => "auth",
-            StopReason::Login => "login",
-            StopReason::Journal => "journal",
-            StopReason::Forbidden => "forbidden",
-            StopReason::EndpointMissing => "endpointMissing",
-            StopReason::RateLimited => "rateLimited",
-            StopReason::Outage => "outage",
-            StopReason::Forked => "forked",
-        }
-    }
-}
-
-impl fmt::Display for StopReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+named_enum! {
+    /// Why a batch ended before its input did.
+    pub enum StopReason, "reason" {
+        /// The caller's closure broke off.
+        Break = "break",
+        /// The cancel handle was used.
+        Cancelled = "cancelled",
+        /// As many updates failed as [`Batch::stop_after`](super::Batch::stop_after) allows.
+        Failures = "failures",
+        /// The credentials were refused: every further update would be, too.
+        Auth = "auth",
+        /// The login endpoint gave no login's answer (a redirect, 404, a web page), and no login had
+        /// succeeded before: the region or login URL is wrong. No line was spent.
+        Login = "login",
+        /// The journal cannot be used or written, or does not fit the input. The report has the error.
+        Journal = "journal",
+        /// The first 20 results were the same refusal for want of permission.
+        Forbidden = "forbidden",
+        /// The organization does not offer the endpoint that the lines ask for.
+        EndpointMissing = "endpointMissing",
+        /// The platform asked to wait longer than the retry policy allows. What is left can be run
+        /// later.
+        RateLimited = "rateLimited",
+        /// An outage lasted longer than [`Batch::max_outage`](super::Batch::max_outage). What is left
+        /// can be run later.
+        Outage = "outage",
+        /// The client was made before a fork: make one in each process. No line was begun.
+        Forked = "forked",
     }
 }
 
 /// What a batch did.
-#[derive(Debug, Clone)]
+///
+/// Read back from its JSON, it has the latency's four quantiles and no more of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(into = "Record", from = "Record")]
 #[non_exhaustive]
 pub struct BatchReport {
     /// Updates written and confirmed.
@@ -302,37 +285,103 @@ impl BatchReport {
     }
 }
 
-impl Serialize for BatchReport {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let ms = |q| self.latency.quantile(q).as_micros() as f64 / 1_000.0;
-        let by_kind: serde_json::Map<String, serde_json::Value> = ErrorKind::ALL
+/// A report as JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Record {
+    lines: u64,
+    applied: u64,
+    already_applied: u64,
+    unchanged: u64,
+    failed: u64,
+    skipped: u64,
+    #[serde(default)]
+    finished_before: u64,
+    #[serde(default)]
+    failed_before: u64,
+    failed_by_kind: BTreeMap<String, u64>,
+    #[serde(with = "crate::util::date::millis")]
+    elapsed_ms: Duration,
+    per_minute: f64,
+    latency_ms: Quantiles,
+    stopped: Option<StopReason>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error: Option<Error>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Quantiles {
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    max: f64,
+}
+
+impl From<BatchReport> for Record {
+    fn from(report: BatchReport) -> Record {
+        let ms = |q| report.latency.quantile(q).as_micros() as f64 / 1_000.0;
+        let failed = ErrorKind::ALL
             .iter()
-            .filter(|kind| self.failed_with(**kind) > 0)
-            .map(|kind| (kind.name().to_owned(), self.failed_with(*kind).into()))
-            .collect();
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("lines", &self.lines())?;
-        map.serialize_entry("applied", &self.applied)?;
-        map.serialize_entry("alreadyApplied", &self.already_applied)?;
-        map.serialize_entry("unchanged", &self.unchanged)?;
-        map.serialize_entry("failed", &self.failed)?;
-        map.serialize_entry("skipped", &self.skipped)?;
-        if self.finished_before > 0 {
-            map.serialize_entry("finishedBefore", &self.finished_before)?;
-            map.serialize_entry("failedBefore", &self.failed_before)?;
+            .map(|kind| (kind, report.failed_with(*kind)));
+        Record {
+            lines: report.lines(),
+            applied: report.applied,
+            already_applied: report.already_applied,
+            unchanged: report.unchanged,
+            failed: report.failed,
+            skipped: report.skipped,
+            finished_before: report.finished_before,
+            failed_before: report.failed_before,
+            failed_by_kind: failed
+                .filter(|(_, count)| *count > 0)
+                .map(|(kind, count)| (kind.name().to_owned(), count))
+                .collect(),
+            elapsed_ms: report.elapsed,
+            per_minute: report.per_minute(),
+            latency_ms: Quantiles {
+                p50: ms(0.5),
+                p90: ms(0.9),
+                p99: ms(0.99),
+                max: ms(1.0),
+            },
+            stopped: report.stopped,
+            error: report.error,
         }
-        map.serialize_entry("failedByKind", &by_kind)?;
-        map.serialize_entry("elapsedMs", &whole_millis(self.elapsed))?;
-        map.serialize_entry("perMinute", &self.per_minute())?;
-        map.serialize_entry(
-            "latencyMs",
-            &serde_json::json!({ "p50": ms(0.5), "p90": ms(0.9), "p99": ms(0.99), "max": ms(1.0) }),
-        )?;
-        map.serialize_entry("stopped", &self.stopped)?;
-        if let Some(error) = &self.error {
-            map.serialize_entry("error", error)?;
+    }
+}
+
+/// Of the latency, the record has the count and four quantiles.
+impl From<Record> for BatchReport {
+    fn from(record: Record) -> BatchReport {
+        let Quantiles { p50, p90, p99, max } = record.latency_ms;
+        let micros = |ms: f64| (ms * 1_000.0).round() as u64;
+        let count = record.applied + record.already_applied;
+        let (mut buckets, mut before) = (Vec::new(), 0);
+        for (percent, ms) in [(50, p50), (90, p90), (99, p99), (100, max)] {
+            let below = (count * percent).div_ceil(100);
+            buckets.push((micros(ms), below - before));
+            before = below;
         }
-        map.end()
+        let sum = buckets.iter().map(|(micros, count)| micros * count).sum();
+        let mut failed_by_kind = [0; ErrorKind::ALL.len()];
+        for kind in ErrorKind::ALL.iter().copied() {
+            let count = record.failed_by_kind.get(kind.name());
+            failed_by_kind[kind as usize] = count.copied().unwrap_or_default();
+        }
+        BatchReport {
+            applied: record.applied,
+            already_applied: record.already_applied,
+            unchanged: record.unchanged,
+            failed: record.failed,
+            skipped: record.skipped,
+            finished_before: record.finished_before,
+            failed_before: record.failed_before,
+            elapsed: record.elapsed_ms,
+            latency: Latency::from_parts(sum, micros(max), &buckets),
+            stopped: record.stopped,
+            error: record.error,
+            failed_by_kind,
+        }
     }
 }
 
@@ -435,6 +484,46 @@ impl Tally {
             elapsed,
             latency: self.latency.snapshot(),
             ..self.report
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn report_reads_back_from_its_json() {
+        let mut tally = Tally::new(None);
+        let target = Target::conversation("c-1");
+        let at = SystemTime::UNIX_EPOCH;
+        for count in [0, 1, 2, 150] {
+            for n in 0..count {
+                let failed = Error::new(ErrorKind::NotFound, "gone");
+                let mut outcome = BatchOutcome::of(n, &target, Err(failed), at);
+                if n % 10 > 0 {
+                    (outcome.status, outcome.error) = (Status::Applied, None);
+                    outcome.latency = Duration::from_micros(40 + n * n * 7);
+                }
+                tally.count(&outcome);
+            }
+            tally.stop(
+                StopReason::Journal,
+                Some(Error::new(ErrorKind::Config, "why")),
+            );
+            let report = BatchReport {
+                latency: tally.latency.snapshot(),
+                elapsed: Duration::from_millis(250),
+                ..tally.report.clone()
+            };
+            let json = serde_json::to_value(&report).unwrap();
+            let again: BatchReport = serde_json::from_value(json.clone()).unwrap();
+            assert_eq!(serde_json::to_value(&again).unwrap(), json, "{count}");
+            let failed = |report: &BatchReport| report.failed_with(ErrorKind::NotFound);
+            assert_eq!(
+                (again.lines(), failed(&again)),
+                (report.lines(), failed(&report))
+            );
         }
     }
 }

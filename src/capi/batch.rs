@@ -104,19 +104,16 @@ impl Queue {
         state
     }
 
-    /// The next line for the batch, which reads on a thread of its own.
-    fn take(&self, cancel: &Cancel) -> Option<Line> {
+    /// The next line for the batch; none inside if there is nothing yet.
+    fn take(&self, cancel: &Cancel) -> Option<Option<Line>> {
         let mut state = lock(&self.state);
-        while state.lines.is_empty() {
-            if state.finished || cancel.is_cancelled() {
-                return None;
-            }
-            state = wait(&self.changed, state, None, Some(cancel));
-        }
-        let line = state.lines.pop_front()?;
+        let Some(line) = state.lines.pop_front() else {
+            let over = state.finished || cancel.is_cancelled();
+            return (!over).then_some(None);
+        };
         state.bytes -= line.bytes();
         self.changed.notify_all();
-        Some(line)
+        Some(Some(line))
     }
 
     fn hand_over(&self, tag: Option<String>, outcome: &BatchOutcome) -> ControlFlow<()> {
@@ -187,6 +184,12 @@ fn with_options(mut batch: Batch, options: &mut Fields) -> Result<Batch> {
     if let Some(longest) = options.seconds("maxOutageSeconds")? {
         batch = batch.max_outage(longest);
     }
+    if let Some(path) = options.text("journal")? {
+        batch = batch.journal(path);
+    }
+    if let Some(retry) = options.flag("retryFailed")? {
+        batch = batch.retry_failed(retry);
+    }
     Ok(batch)
 }
 
@@ -202,7 +205,12 @@ fn run(batch: Batch, queue: &Arc<Queue>) -> Result<BatchReport> {
     let cancel = batch.cancel_handle();
     let input = queue.clone();
     let lines = std::iter::from_fn(move || input.take(&cancel));
-    let lines = (1..).zip(lines).map(|(n, line)| (n, line.tag, line.update));
+    let mut number = 0;
+    let lines = lines.map(|line| {
+        number += u64::from(line.is_some());
+        let (tag, update) = line.map_or((None, None), |line| (line.tag, Some(line.update)));
+        (number, tag, update)
+    });
     let run = || batch.run_tagged(lines, |tag, outcome| queue.hand_over(tag, outcome));
     // The library panics where the system has no thread for it, which is no defect.
     catch_unwind(AssertUnwindSafe(run)).or_else(|panic| match panic.downcast_ref::<String>() {

@@ -425,6 +425,34 @@ fn capi_pushed_lines_have_their_outcomes_and_tags() {
 }
 
 #[test]
+fn capi_batch_goes_on_with_its_journal() {
+    let fixture = Fixture::new();
+    let name = format!("ga-capi-{}.jsonl", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let _ = std::fs::remove_file(&path);
+    let options = json!({ "journal": path, "retryFailed": true }).to_string();
+    let options = CString::new(options).unwrap();
+    let run = |lines: &[&CStr]| {
+        let batch = Pushed::start(&fixture, &options);
+        for line in lines {
+            assert_eq!(batch.push(line, null()), (0, 0));
+        }
+        batch.finish();
+        let (outcomes, report) = batch.rest();
+        let lines: Vec<_> = outcomes.iter().map(|o| o["line"].as_u64()).collect();
+        (lines, report)
+    };
+    assert_eq!(run(&[UPDATE, c"no JSON"]).0.len(), 2);
+    let (lines, report) = run(&[UPDATE, c"no JSON", UPDATE]);
+    assert_eq!(lines, [Some(2), Some(3)]);
+    assert_eq!(report["finishedBefore"], 1);
+    let (lines, report) = run(&[c"no JSON"]);
+    assert_eq!((lines.len(), &report["stopped"]), (0, &json!("journal")));
+    let _ = std::fs::remove_file(&path);
+    let _ = std::fs::remove_file(path.with_extension("jsonl.lock"));
+}
+
+#[test]
 fn capi_full_batch_takes_no_line_and_loses_none() {
     let fixture = Fixture::new();
     let batch = Pushed::start(&fixture, c"{}");

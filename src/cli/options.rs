@@ -120,7 +120,8 @@ pub(crate) enum Command {
     ///
     /// Updates of one conversation run in the order of the input. The first SIGINT, SIGTERM or
     /// SIGHUP lets the requests in flight end; a second one stops at once. With --results, the
-    /// same command with --resume continues later.
+    /// same command with --resume continues later; --retry-failed and --retry-changed also run
+    /// lines that failed for good.
     #[command(
         override_usage = "genesys-attributes batch [FILE or -] [OPTIONS]",
         after_help = "genesys-attributes batch updates.jsonl --results done.jsonl --resume\n\

@@ -628,7 +628,7 @@ impl Fields {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
-    fn text(&mut self, name: &'static str) -> Result<Option<String>> {
+    pub(crate) fn text(&mut self, name: &'static str) -> Result<Option<String>> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -636,7 +636,7 @@ impl Fields {
         }
     }
 
-    fn flag(&mut self, name: &'static str) -> Result<Option<bool>> {
+    pub(crate) fn flag(&mut self, name: &'static str) -> Result<Option<bool>> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(flag)),
