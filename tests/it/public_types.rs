@@ -11,7 +11,7 @@ use std::time::Duration;
 use genesys_attributes::audit::{
     AuditFile, AuditMode, AuditPhase, AuditRecord, JsonLines, LogSink,
 };
-use genesys_attributes::batch::{Notice, StopReason};
+use genesys_attributes::batch::{Journal, Notice, Retry, StopReason, Waiting};
 use genesys_attributes::clock::{ManualClock, SystemClock};
 use genesys_attributes::error::Sent;
 use genesys_attributes::http::{Method, Request, Response, TransportError};
@@ -201,6 +201,23 @@ fn debug_of_every_public_type_holds_no_value() {
         .iter()
         .for_each(|outcome| check("BatchOutcome", outcome));
     check("BatchReport", &report);
+    let journal = std::env::temp_dir().join(format!("ga-debug-{}.jsonl", std::process::id()));
+    let kept = Batch::new(&client).journal(&journal);
+    let progress = kept.progress();
+    kept.run(updates.to_vec(), |_| ControlFlow::Continue(()));
+    check("ProgressHandle", &progress);
+    check("Progress", &progress.look());
+    check("Waiting", &Waiting::Pause(Duration::ZERO));
+    check("Retry", &Retry::Changed);
+    check("JournalSummary", &Journal::summary(&journal).unwrap());
+    check(
+        "FailedLines",
+        &Journal::summary(&journal).unwrap().failed_by_kind,
+    );
+    // A run has it, and callers do not.
+    check("Journal", &"only read from");
+    std::fs::remove_file(&journal).unwrap();
+    std::fs::remove_file(journal.with_extension("jsonl.lock")).unwrap();
     check("Client", &client);
     check("Identity", &client.verify_credentials().unwrap());
     check("ParticipantInfo", &client.participants("c").unwrap());

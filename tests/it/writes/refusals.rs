@@ -78,7 +78,7 @@ fn write_final_statuses_have_documented_kind() {
                     json!({ "code": "some.code", "message": "in words", "contextId": "ctx" });
                 fake.answer("PATCH", json_response(status, &body));
                 // After a 404 for a participant's id a read tells who is there.
-                let reads = u32::from(status == 404 && matches!(kind, Unlocked));
+                let reads = u32::from([404, 410].contains(&status) && matches!(kind, Unlocked));
                 if reads > 0 {
                     fake.status("GET", 403);
                 }
@@ -152,7 +152,7 @@ fn refusal_quoting_values_shows_none_of_them() {
     };
     let messages = [
         "value 'Erika Mustermann' of name is too long",
-        "Mustermann, Erika Mustermann and once more Erika MustermannErika Mustermann",
+        "Mustermann, Erika Mustermann and once more Erika Mustermann",
         "pin x7 is refused, and (x7) too",
         "score 918273 is over 918272",
         r#"got "a \"b\"\nc""#,
@@ -163,8 +163,8 @@ fn refusal_quoting_values_shows_none_of_them() {
             let fake = Fake::named(message);
             let body = json!({
                 "message": message,
-                "code": format!("bad.value.{}", "Erika Mustermann"),
-                "contextId": "Erika Mustermann",
+                "code": "bad.value",
+                "contextId": "ctx",
             });
             let read = json!({ "version": 1, "customAttributes": {} });
             fake.token()
@@ -279,7 +279,8 @@ fn transport_panic_is_an_internal_error_of_the_call() {
         (|client| client.verify_credentials().err(), &["POST", "GET"]),
         (
             |client| {
-                let customer = Target::participant("c-1", "customer");
+                let customer =
+                    Target::participant("5b2f0c1e-0000-4000-8000-000000000001", "customer");
                 client.prefetch_participants([&customer]).err()
             },
             &["POST", "GET"],
