@@ -192,6 +192,11 @@ fn debug_of_every_public_type_holds_no_value() {
     });
     let delivery = subscription.try_recv().unwrap();
 
+    let journal = std::env::temp_dir().join(format!("ga-debug-{}.jsonl", std::process::id()));
+    let kept = Batch::new(&client).journal(&journal);
+    let progress = kept.progress();
+    kept.run(updates.to_vec(), |_| ControlFlow::Continue(()));
+
     let lock = &mut *seen.lock().unwrap();
     let mut check = |name, thing: &dyn Debug| lock.check(name, thing);
     check("Delivery", &delivery);
@@ -201,10 +206,6 @@ fn debug_of_every_public_type_holds_no_value() {
         .iter()
         .for_each(|outcome| check("BatchOutcome", outcome));
     check("BatchReport", &report);
-    let journal = std::env::temp_dir().join(format!("ga-debug-{}.jsonl", std::process::id()));
-    let kept = Batch::new(&client).journal(&journal);
-    let progress = kept.progress();
-    kept.run(updates.to_vec(), |_| ControlFlow::Continue(()));
     check("ProgressHandle", &progress);
     check("Progress", &progress.look());
     check("Waiting", &Waiting::Pause(Duration::ZERO));
