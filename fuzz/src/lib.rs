@@ -299,7 +299,11 @@ pub fn settings(data: &[u8]) {
         return;
     };
     let names_a_file = |fields: &Value| {
-        let names = ["/rootCertificatesFile", "/clientCertificateFile", "/audit/file"];
+        let names = [
+            "/rootCertificatesFile",
+            "/clientCertificateFile",
+            "/audit/file",
+        ];
         names.iter().any(|name| fields.pointer(name).is_some())
     };
     match Settings::from_json(text) {

@@ -236,7 +236,7 @@ impl Batch {
     }
 
     /// Runs the updates, and hands each outcome to `each` on this thread as it completes, those of
-    /// one conversation in order. The items are [`Update`]s or `Result<Update, Error>`s.
+    /// one conversation in order. The items are [`Update`](crate::Update)s or `Result<Update, Error>`s.
     ///
     /// This thread reads the input as well, so neither needs to be `Send`. While a read of the
     /// input blocks, no outcome is handed over: an input that may have to wait gives `Option`s, and

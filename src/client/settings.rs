@@ -40,7 +40,7 @@ use crate::values::schema::Schema;
 /// | `retry` | object of `maxAttempts`, `maxConflicts`, `deadlineSeconds`, `maxRetryAfterSeconds`, `backoffBaseMs`, `backoffMaxMs` |
 /// | `timeouts` | object of `resolveSeconds`, `connectSeconds`, `sendSeconds`, `responseSeconds`, `bodySeconds` |
 /// | `validationLimits` | object of `keyLength`, `stringLength`, `integerMax`, `bodyBytes` |
-/// | `schema` | an object, as [`Schema::from_json`](crate::Schema::from_json) reads it |
+/// | `schema` | an object, as [`Schema::from_json`](crate::validate::Schema::from_json) reads it |
 /// | `audit` | object of `file` (JSON lines are appended to it), `strict`, `values`, `secureValues` (with `values`) |
 /// | `webhook` | object of `url`, `proxy`, `rootCertificatesFile`, `rootCertificates`, `timeouts`: the receiver of a forwarder, with fields of the same meaning |
 /// | `metadataSource` | text |

@@ -17,7 +17,7 @@ pub struct Envelope<'a> {
     pub id: &'a str,
     /// The conversation's id.
     pub conversation_id: &'a str,
-    /// The [webhook envelope](AuditRecord::webhook_payload), as JSON in one line without an end.
+    /// The [webhook envelope](crate::audit::AuditRecord::webhook_payload), as JSON in one line without an end.
     pub body: &'a [u8],
 }
 
