@@ -426,11 +426,18 @@ fn failed(error: ureq::Error, url: &str, proxied: bool) -> TransportError {
                 format!("{host} cannot be reached: check the network"),
             ),
             _ => {
-                // std has no kind for it; an unknown wording falls to the safe side.
-                if e.to_string()
-                    .starts_with("failed to lookup address information")
-                {
+                // std has no kind for these; an unknown wording falls to the safe side.
+                if is_look_up(e) {
                     unresolved(host)
+                } else if is_out_of_files(e) {
+                    (
+                        ErrorKind::Connect,
+                        Sent::No,
+                        format!(
+                            "no connection to {host}, since too many files are open: raise the \
+                             limit of open files, or use fewer workers"
+                        ),
+                    )
                 } else {
                     (
                         ErrorKind::Transport,
@@ -473,6 +480,28 @@ fn failed(error: ureq::Error, url: &str, proxied: bool) -> TransportError {
         Error::new(kind, message).with_source(Cause(error.to_string())),
         sent,
     )
+}
+
+/// True if the system could not look a name up.
+fn is_look_up(error: &std::io::Error) -> bool {
+    // Windows: WSAHOST_NOT_FOUND to WSANO_DATA.
+    (cfg!(windows) && matches!(error.raw_os_error(), Some(11_001..=11_004)))
+        || error
+            .to_string()
+            .starts_with("failed to lookup address information")
+}
+
+/// True if the process or the system has no file descriptor left for a connection.
+fn is_out_of_files(error: &std::io::Error) -> bool {
+    // ENFILE and EMFILE, or WSAEMFILE.
+    let codes = if cfg!(windows) {
+        [10_024, 10_024]
+    } else {
+        [23, 24]
+    };
+    error
+        .raw_os_error()
+        .is_some_and(|code| codes.contains(&code))
 }
 
 fn unresolved(host: &str) -> (ErrorKind, Sent, String) {
@@ -534,4 +563,20 @@ fn without_user(authority: &str) -> &str {
     authority
         .rsplit_once('@')
         .map_or(authority, |(_, host)| host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_files_used_up_is_a_connection_that_was_not_made() {
+        let code = if cfg!(windows) { 10_024 } else { 24 };
+        let error = ureq::Error::Io(std::io::Error::from_raw_os_error(code));
+        let failure = failed(error, "https://api.example.com/x", false);
+        assert_eq!(failure.error().kind(), ErrorKind::Connect);
+        assert_eq!(failure.sent(), Sent::No);
+        let text = failure.error().to_string();
+        assert!(text.contains("too many files are open"), "{text}");
+    }
 }
